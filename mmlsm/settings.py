@@ -1,0 +1,56 @@
+"""What `open()` was asked for, checked once, and the few inner knobs that only tests turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mmlsm import limits
+
+Durability = Literal["full", "group", "off"]
+Verify = Literal["first-read", "always", "never"]
+Allocation = Literal["earliest", "best"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One open database's settings. Sizes in bytes, times in seconds."""
+
+    readonly: bool = False
+    create: bool = True
+    durability: Durability = "full"
+    memtable_bytes: int = limits.MEMTABLE_BYTES_DEFAULT
+    leaf_bytes: int = limits.LEAF_BYTES_DEFAULT
+    auto_merge: bool = True
+    verify: Verify = "first-read"
+    group_interval: float = 0.05
+    allocation: Allocation = "earliest"
+
+    debug: bool = False
+    """Poison reclaimed pages, check the lock order, prove the file at each install."""
+    node_entries_max: int = limits.NODE_ENTRIES_MAX
+    """Tests make trees deep with few keys by lowering this."""
+    log_extent_bytes: int = 1 << 20
+    """Size of a log extent, once the log has grown to need whole ones."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("durability", ("full", "group", "off")),
+            ("verify", ("first-read", "always", "never")),
+            ("allocation", ("earliest", "best")),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}")
+        leaf = self.leaf_bytes
+        if leaf % limits.PAGE_BYTES or not limits.LEAF_BYTES_MIN <= leaf <= limits.LEAF_BYTES_MAX:
+            raise ValueError(
+                f"leaf_bytes={leaf}: must be a multiple of {limits.PAGE_BYTES} "
+                f"from {limits.LEAF_BYTES_MIN} to {limits.LEAF_BYTES_MAX}"
+            )
+        if self.memtable_bytes < limits.MEMTABLE_BYTES_MIN:
+            raise ValueError(f"memtable_bytes={self.memtable_bytes}: must be at least {limits.MEMTABLE_BYTES_MIN}")
+        if not self.group_interval > 0:
+            raise ValueError(f"group_interval={self.group_interval}: must be more than 0 seconds")
+        if not 2 <= self.node_entries_max <= limits.NODE_ENTRIES_MAX:
+            raise ValueError(f"node_entries_max={self.node_entries_max}: must be from 2 to {limits.NODE_ENTRIES_MAX}")
