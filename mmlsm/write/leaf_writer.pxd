@@ -5,6 +5,9 @@ cdef enum:
     ADDED = 0
     DRAIN = 1
     LEAVES_A_BATCH = 256
+    OUT_BYTES = 1048576
+    STAGE_BYTES = 2097152
+    SEPARATORS_BYTES = 524288
 
 cdef class LeafWriter:
     cdef readonly Py_ssize_t leaf_bytes

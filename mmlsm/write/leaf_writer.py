@@ -29,7 +29,6 @@ if cython.compiled:
 
         store32,
         store64,
-
         u8w,
     )
 else:
@@ -49,13 +48,13 @@ else:
     ADDED = 0
     DRAIN = 1
     LEAVES_A_BATCH = 256
+    OUT_BYTES = 1048576
+    STAGE_BYTES = 2097152
+    SEPARATORS_BYTES = 524288
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OUT_BYTES = 1 << 20
-STAGE_BYTES = 1 << 21
-SEPARATORS_BYTES = 1 << 19
 NOTHING = b""
 
 

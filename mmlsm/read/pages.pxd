@@ -1,0 +1,12 @@
+from libc.stdint cimport int64_t, uint64_t
+from mmlsm.memory cimport Window
+
+cdef class Pages:
+    cdef Window window
+    cdef readonly object file
+    cdef readonly object segment_id
+    cdef bint verify_always
+    cdef bint verify_never
+
+    cdef int touch_node(self, int64_t page, int64_t pages, uint64_t expected, int height) except -1
+    cdef int touch_key(self, int64_t reference_at) except -1

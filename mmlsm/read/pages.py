@@ -1,0 +1,133 @@
+# cython: boundscheck=False, wraparound=False, binding=False
+"""The first touch of a page: through `pread`, outside the GIL, with its sum and structure proved (R3, R4).
+
+Any thread. Two threads that meet an untouched page at once both prove it; the result is the same.
+
+I1. Nothing is read through the map before the page's byte in `window.verified` says that it is sound (1: a leaf or
+    parent, 2: an overflow extent), so a bad medium or a shortened file is an exception and no signal.
+I2. With verify="never" sums are not looked at, but structure still is: no read leaves a page.
+I3. With verify="always" a node's byte is never set, so every visit proves it anew.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import cython
+
+from mmlsm import limits
+from mmlsm.errors import CorruptionError
+from mmlsm.format.checksum import checksum
+from mmlsm.format.manifest import Reference
+from mmlsm.format.page import fault
+
+if cython.compiled:
+    from cython.cimports.mmlsm.format.leaf import fault_code as leaf_fault
+    from cython.cimports.mmlsm.format.parent import fault_code as parent_fault
+    from cython.cimports.mmlsm.memory import Window, cut, u8s
+else:
+    from mmlsm.format.leaf import fault_code as leaf_fault
+    from mmlsm.format.parent import fault_code as parent_fault
+    from mmlsm.memory import Window, cut
+
+
+@cython.cclass
+class Pages:
+    """The window onto one file with what it takes to prove a page: base of Segment."""
+
+    def __init__(self, file, window: Window, verify: str, segment_id: int | None) -> None:
+        self.file = file
+        self.window = window
+        self.segment_id = segment_id
+        self.verify_always = verify == "always"
+        self.verify_never = verify == "never"
+
+    def touch_node(self, page, pages, expected, height):
+        """Prove the leaf (height 0) or parent at `page`; CorruptionError names what is wrong."""
+        data: bytes = read_node(self.file, page, pages, self.segment_id)
+        m8: u8s = data
+        code: cython.int
+        if not self.verify_never and checksum(data) != expected:
+            raise CorruptionError(
+                f"page {page}: the checksum differs; restore a backup, or salvage what is sound",
+                page=page,
+                segment=self.segment_id,
+            )
+        if height == 0:
+            code = leaf_fault(m8, len(data), self.window.pages)
+        else:
+            code = parent_fault(m8, len(data), self.window.pages)
+        if code == 0 and m8[3] != height:
+            code = 4
+        if code:
+            raise fault(code, page, self.segment_id)
+        if not self.verify_always:
+            self.window.verified[page] = 1
+        return 0
+
+    def touch_key(self, reference_at):
+        """Prove the overflow extent of a key or separator, whose reference stands at that byte of the file."""
+        self.touch_extent(Reference.unpack(cut(self.window.m8, reference_at, reference_at + 24)))
+        return 0
+
+    def touch_extent(self, reference: Reference) -> None:
+        """Prove all of an overflow extent, so that it may be read through the map."""
+        page: cython.longlong = reference.page
+        if self.window.verified[page] == 2:
+            return
+        for _ in read_chunks(self.file, reference, 0, reference.length, self.verify_never, self.segment_id):
+            pass
+        self.window.verified[page] = 2
+
+
+def read_node(file, page: int, pages: int, segment_id: int | None) -> bytes:
+    """The bytes of a node; CorruptionError where the file ends before."""
+    data: bytes = file.pread(page * limits.PAGE_BYTES, pages * limits.PAGE_BYTES)
+    if len(data) != pages * limits.PAGE_BYTES:
+        raise CorruptionError(
+            f"page {page}: the file is shorter than what refers to it; it was cut, restore a backup",
+            page=page,
+            segment=segment_id,
+        )
+    return data
+
+
+def damaged_extent(reference: Reference, segment_id: int | None) -> CorruptionError:
+    """The error for an overflow extent whose bytes are not what was written."""
+    return CorruptionError(
+        f"page {reference.page}: overflow extent of {reference.length} bytes is damaged or cut short",
+        page=reference.page,
+        segment=segment_id,
+    )
+
+
+def read_sums(file, reference: Reference, segment_id: int | None) -> tuple[int, ...]:
+    """The checksum of each chunk of an overflow extent."""
+    if reference.length <= limits.CHUNK_BYTES:
+        return (reference.sum,)
+    count = -(-reference.length // limits.CHUNK_BYTES)
+    start = reference.page * limits.PAGE_BYTES + (reference.length + 7) // 8 * 8
+    data = file.pread(start, 8 * count)
+    if len(data) != 8 * count or checksum(data) != reference.sum:
+        raise damaged_extent(reference, segment_id)
+    return struct.unpack(f"<{count}Q", data)
+
+
+def read_chunks(file, reference: Reference, start: int, stop: int, verify_never: bool = False,
+                segment_id: int | None = None, sums: tuple[int, ...] | None = None):
+    """Yield payload[start:stop] of an overflow extent in pieces of at most 64 KiB, each proved before it is given."""
+    if sums is None:
+        sums = () if verify_never else read_sums(file, reference, segment_id)
+    base = reference.page * limits.PAGE_BYTES
+    for i in range(start // limits.CHUNK_BYTES, -(-stop // limits.CHUNK_BYTES)):
+        at = i * limits.CHUNK_BYTES
+        size = min(limits.CHUNK_BYTES, reference.length - at)
+        data = file.pread(base + at, size)
+        if len(data) != size or (not verify_never and checksum(data) != sums[i]):
+            raise damaged_extent(reference, segment_id)
+        yield data[max(start - at, 0) : stop - at]
+
+
+def read_payload(file, reference: Reference, verify_never: bool = False, segment_id: int | None = None) -> bytes:
+    """The whole payload of an overflow extent, proved."""
+    return b"".join(read_chunks(file, reference, 0, reference.length, verify_never, segment_id))

@@ -1,0 +1,54 @@
+"""Version: the immutable list of segments that a reader sees; a reference to it is the pin (R11).
+
+Made under the install lock; read by any thread. When the last reference goes, on whatever thread and in whatever
+state, the version's number is posted to a queue that the merge thread drains (R12).
+
+I1. `levels` never changes. While the version lives, it holds the shared side of each of its segments' locks.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import mmap
+    from queue import SimpleQueue
+
+    from mmlsm.file import File, PinLock
+    from mmlsm.read.segment import Segment
+
+
+class Version:
+    """Levels of runs of segments as of one install. `segments` is flat, newest run first."""
+
+    __slots__ = ("__weakref__", "_maps", "_released", "install", "levels", "made_at", "pin", "segments")
+
+    def __init__(
+        self,
+        install: int,
+        levels: tuple[tuple[tuple[Segment, ...], ...], ...],
+        released: SimpleQueue[tuple[int, tuple[Segment, ...]]],
+        pin: PinLock,
+    ) -> None:
+        self.install = install
+        self.levels = levels
+        self.segments: tuple[Segment, ...] = tuple(s for level in levels for run in level for s in run)
+        self.pin = pin
+        self.made_at = time.time()
+        self._released = released
+        self._maps: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        for segment in self.segments:
+            segment.lock.acquire_shared()
+
+    def pinned_map(self, file: File, pages: int) -> mmap.mmap:
+        """Interpreted mode: a map of the file whose slices keep this version alive."""
+        mapping = self._maps.get(pages)
+        if mapping is None:
+            mapping = self._maps[pages] = file.pinned_map(pages, self)
+        return mapping  # type: ignore[no-any-return]
+
+    def __del__(self) -> None:
+        if hasattr(self, "_maps"):
+            self._released.put((self.install, self.segments))

@@ -1,0 +1,123 @@
+"""Overflow extents: raw contiguous payload, one sum for each 64 KiB (docs/format.md, "Overflow").
+
+Any thread with a channel of its own. A payload of one chunk has its sum in the reference; a longer one is followed, at
+the next multiple of 8, by the sums of its chunks, and the reference has the sum of those.
+
+I1. A failed write gives its reservation back.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, BinaryIO
+
+from mmlsm import limits
+from mmlsm.errors import StorageError
+from mmlsm.format.checksum import checksum
+from mmlsm.format.manifest import Reference
+from mmlsm.format.page import extent_pages
+from mmlsm.space.extents import Extent
+
+if TYPE_CHECKING:
+    from mmlsm.file import Channel, File
+    from mmlsm.space.allocator import Allocator
+
+STREAM_PAGES = 256
+
+
+def write_extent(channel: Channel, allocator: Allocator, payload: bytes) -> Reference:
+    """Write `payload` (at least 1 byte) to a fresh reservation; not synced."""
+    pages = extent_pages(len(payload))
+    extent = allocator.reserve(pages)
+    try:
+        sums = chunk_sums(payload)
+        padded = -len(payload) % 8
+        tail = b"" if len(sums) == 1 else bytes(padded) + struct.pack(f"<{len(sums)}Q", *sums)
+        blank = bytes(-(len(payload) + len(tail)) % limits.PAGE_BYTES)
+        offset = extent.first * limits.PAGE_BYTES
+        if len(payload) <= limits.CHUNK_BYTES:
+            channel.pwrite(offset, payload + tail + blank)
+        else:
+            channel.pwrite(offset, payload)
+            channel.pwrite(offset + len(payload), tail + blank)
+    except BaseException:
+        allocator.give_back(extent)
+        raise
+    return Reference(len(payload), extent.first, pages, reference_sum(sums))
+
+
+def chunk_sums(payload: bytes) -> list[int]:
+    """The checksum of each 64 KiB of `payload`."""
+    view = memoryview(payload)
+    return [checksum(view[at : at + limits.CHUNK_BYTES]) for at in range(0, len(payload), limits.CHUNK_BYTES)]
+
+
+def reference_sum(sums: list[int]) -> int:
+    """What the reference carries: the only sum, or the sum of the sums."""
+    return sums[0] if len(sums) == 1 else checksum(struct.pack(f"<{len(sums)}Q", *sums))
+
+
+def write_stream(file: File, channel: Channel, allocator: Allocator, stream: BinaryIO) -> Reference | bytes:
+    """Write a stream of unknown length, never whole in memory; short content comes back as bytes, nothing written.
+
+    The reservation doubles in place where it can; where it cannot, what was written moves to a larger one.
+    """
+    chunk = read_chunk(stream)
+    if len(chunk) < limits.CHUNK_BYTES:
+        return chunk
+    extent = allocator.reserve(STREAM_PAGES)
+    try:
+        length, sums = 0, []
+        while chunk:
+            extent = make_room(file, channel, allocator, extent, length, len(chunk))
+            channel.pwrite(extent.first * limits.PAGE_BYTES + length, chunk)
+            sums.append(checksum(chunk))
+            length += len(chunk)
+            chunk = read_chunk(stream) if len(chunk) == limits.CHUNK_BYTES else b""
+        if len(sums) > 1:
+            tail = bytes(-length % 8) + struct.pack(f"<{len(sums)}Q", *sums)
+            channel.pwrite(extent.first * limits.PAGE_BYTES + length, tail)
+    except BaseException:
+        allocator.give_back(extent)
+        raise
+    pages = extent_pages(length)
+    if pages < extent.count:
+        allocator.give_back(Extent(extent.first + pages, extent.count - pages))
+    return Reference(length, extent.first, pages, reference_sum(sums))
+
+
+def read_chunk(stream: BinaryIO) -> bytes:
+    """Exactly 64 KiB from the stream, or less at its end."""
+    parts, missing = [], limits.CHUNK_BYTES
+    while missing:
+        part = stream.read(missing)
+        if not part:
+            break
+        if not isinstance(part, bytes | bytearray | memoryview):
+            raise TypeError(f"the stream's read() gave {type(part).__name__}: open it in binary mode")
+        parts.append(bytes(part))
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def make_room(
+    file: File, channel: Channel, allocator: Allocator, extent: Extent, length: int, more: int
+) -> Extent:
+    """A reservation that holds `length` written bytes, `more` to come and all sums; the old one, or a larger."""
+    if extent_pages(length + more) + 1 <= extent.count:
+        return extent
+    grown = allocator.extend(extent, extent.count)
+    if grown is not None:
+        return grown
+    larger = allocator.reserve(extent.count * 2)
+    try:
+        for at in range(0, length, 1 << 20):
+            data = file.pread(extent.first * limits.PAGE_BYTES + at, min(1 << 20, length - at))
+            if len(data) < min(1 << 20, length - at):
+                raise StorageError(5, "the file became shorter while a value was written")
+            channel.pwrite(larger.first * limits.PAGE_BYTES + at, data)
+    except BaseException:
+        allocator.give_back(larger)
+        raise
+    allocator.give_back(extent)
+    return larger
