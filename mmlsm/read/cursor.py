@@ -1,0 +1,349 @@
+# cython: boundscheck=False, wraparound=False, binding=False
+"""Cursors and ranges: the public walks over one still state.
+
+A cursor or iterator belongs to one thread at a time; a second thread in the middle of a move gets an Error, for a
+move may give the GIL up while it proves a page.
+
+I1. What a cursor sees is the state of its reader at its opening; writes, flushes and merges change nothing of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cython
+
+if cython.compiled:
+    from cython.cimports.mmlsm.memory import compare, cut
+    from cython.cimports.mmlsm.read.merged import Merged
+else:
+    from mmlsm.memory import compare, cut
+    from mmlsm.read.merged import Merged
+
+from mmlsm.errors import ClosedError, Error, KeySizeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MANY = (1 << 62) - 1
+
+
+def bound_of(key: object) -> bytes | None:
+    """A range's bound as bytes."""
+    if key is None or type(key) is bytes:
+        return key
+    if isinstance(key, str):
+        raise TypeError("keys are bytes, not str: pass key.encode() or b'...'")
+    if not isinstance(key, bytes | bytearray | memoryview):
+        raise TypeError(f"keys are bytes-like, not {type(key).__name__}")
+    return bytes(key)
+
+
+def prefix_end(prefix: bytes) -> bytes | None:
+    """The least key above all keys that begin with `prefix`; None when there is none."""
+    stripped = prefix.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None
+
+
+class Range:
+    """A lazy, re-iterable, reversible range: each iteration reads the reader's state at its own start."""
+
+    __slots__ = ("_include_start", "_include_stop", "_limit", "_reader", "_reverse", "_start", "_stop", "_what")
+
+    def __init__(self, reader, what, start, stop, prefix, reverse, include_start, include_stop, limit) -> None:
+        if prefix is not None:
+            if start is not None or stop is not None:
+                raise ValueError("give prefix, or start and stop, not both")
+            start = bound_of(prefix)
+            stop = prefix_end(start)
+            include_start, include_stop = True, False
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit={limit}: must not be negative")
+        reader.life.check()
+        self._reader = reader
+        self._what = what
+        self._start = bound_of(start)
+        self._stop = bound_of(stop)
+        self._reverse = bool(reverse)
+        self._include_start = bool(include_start)
+        self._include_stop = bool(include_stop)
+        self._limit = MANY if limit is None else limit
+
+    def _iterate(self, reverse: bool) -> Iterator:
+        return RangeIterator(
+            self._reader.still(), self._what, self._start, self._stop, reverse,
+            self._include_start, self._include_stop, self._limit,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator:
+        return self._iterate(self._reverse)
+
+    def __reversed__(self) -> Iterator:
+        return self._iterate(not self._reverse)
+
+
+@cython.final
+@cython.cclass
+class RangeIterator:
+    """One pass over a range. `what`: 0 pairs, 1 keys, 2 values, 3 and 4 pairs and values as views."""
+
+    def __init__(self, reader, what, start, stop, reverse, include_start, include_stop, limit) -> None:
+        self.reader = reader
+        self.life = reader.life
+        self.merged = reader.merged()
+        self.what = what
+        self.start = start
+        self.stop = stop
+        self.reverse = reverse
+        self.include_start = include_start
+        self.include_stop = include_stop
+        self.remaining = limit
+        self.started = False
+        self.busy = False
+
+    def __iter__(self):
+        return self
+
+    def advance(self):
+        """Move to the next key of the pass."""
+        merged: Merged = self.merged
+        if self.started:
+            return merged.prev() if self.reverse else merged.next()
+        self.started = True
+        if self.reverse:
+            if self.stop is None:
+                return merged.last()
+            merged.seek_le(self.stop, len(self.stop))
+            if not self.include_stop and merged.current is not None and compare(
+                merged.current.key, 0, merged.current.key_bytes, self.stop, 0, len(self.stop)
+            ) == 0:
+                merged.prev()
+            return 0
+        if self.start is None:
+            return merged.first()
+        merged.seek_ge(self.start, len(self.start))
+        if not self.include_start and merged.current is not None and compare(
+            merged.current.key, 0, merged.current.key_bytes, self.start, 0, len(self.start)
+        ) == 0:
+            merged.next()
+        return 0
+
+    def inside(self):
+        """Whether the current key lies within the far bound."""
+        merged: Merged = self.merged
+        c: cython.int
+        if merged.current is None:
+            return False
+        if self.reverse:
+            if self.start is None:
+                return True
+            c = compare(merged.current.key, 0, merged.current.key_bytes, self.start, 0, len(self.start))
+            return c > 0 or (c == 0 and self.include_start)
+        if self.stop is None:
+            return True
+        c = compare(merged.current.key, 0, merged.current.key_bytes, self.stop, 0, len(self.stop))
+        return c < 0 or (c == 0 and self.include_stop)
+
+    def result(self):
+        """What the pass gives for the current key."""
+        merged: Merged = self.merged
+        if self.what == 2:
+            return merged.current.value()
+        if self.what == 4:
+            return merged.current.view()
+        key = cut(merged.current.key, 0, merged.current.key_bytes)
+        if self.what == 1:
+            return key
+        if self.what == 3:
+            return key, merged.current.view()
+        return key, merged.current.value()
+
+    def __next__(self):
+        if self.busy:
+            raise Error("this iterator is in use by another thread: give each thread its own")
+        if self.merged is None:
+            raise StopIteration
+        self.life.check()
+        self.busy = True
+        try:
+            if self.remaining > 0:
+                self.advance()
+                if self.inside():
+                    self.remaining -= 1
+                    return self.result()
+            self.merged = None
+            self.reader = None
+        finally:
+            self.busy = False
+        raise StopIteration
+
+
+@cython.cclass
+class Cursor:
+    """A position over one still state. Moves answer whether there is an entry; past an end the cursor is not valid.
+
+    Over a write transaction a cursor sees the transaction's own writes as they are made.
+    """
+
+    def __init__(self, reader) -> None:
+        self.reader = reader
+        self.life = reader.life
+        self.merged = reader.merged()
+        self.busy = False
+
+    def enter(self):
+        """The walk, taken for one call."""
+        if self.busy:
+            raise Error("this cursor is in use by another thread: give each thread its own")
+        self.life.check()
+        if self.merged is None:
+            raise ClosedError("this cursor is closed")
+        return self.merged
+
+    def placed(self, merged):
+        """The walk; ClosedError-like misuse aside, REQUIRES that the cursor stands on an entry."""
+        if merged.current is None:
+            raise Error("the cursor stands on no entry: look at `valid`, or at what the move answered")
+        return 0
+
+    def first(self) -> bool:
+        """To the least key."""
+        merged: Merged = self.enter()
+        self.busy = True
+        try:
+            merged.first()
+        finally:
+            self.busy = False
+        return merged.current is not None
+
+    def last(self) -> bool:
+        """To the greatest key."""
+        merged: Merged = self.enter()
+        self.busy = True
+        try:
+            merged.last()
+        finally:
+            self.busy = False
+        return merged.current is not None
+
+    def next(self) -> bool:
+        """To the next key; False, and no longer valid, past the last. On no entry: stays there."""
+        merged: Merged = self.enter()
+        if merged.current is None:
+            return False
+        self.busy = True
+        try:
+            merged.next()
+        finally:
+            self.busy = False
+        return merged.current is not None
+
+    def prev(self) -> bool:
+        """To the key before; False, and no longer valid, before the first. On no entry: stays there."""
+        merged: Merged = self.enter()
+        if merged.current is None:
+            return False
+        self.busy = True
+        try:
+            merged.prev()
+        finally:
+            self.busy = False
+        return merged.current is not None
+
+    def seek(self, key, how: str = ">=") -> bool:
+        """To the nearest key that stands so to `key`: ">=", "<=", ">", "<" or "==". One descent a segment."""
+        target: bytes = bound_of(key)
+        merged: Merged = self.enter()
+        n: cython.Py_ssize_t
+        if target is None:
+            raise TypeError("keys are bytes-like, not NoneType")
+        if len(target) > 65535:
+            raise KeySizeError(f"a key of {len(target)} bytes: at most 65,535 are possible")
+        if how not in (">=", "<=", ">", "<", "=="):
+            raise ValueError(f"how={how!r}: choose one of '>=', '<=', '>', '<', '=='")
+        n = len(target)
+        self.busy = True
+        try:
+            if how[0] == "<":
+                merged.seek_le(target, n)
+                if how == "<" and merged.current is not None and self.compare_to(target) == 0:
+                    merged.prev()
+            else:
+                merged.seek_ge(target, n)
+                if how == ">" and merged.current is not None and self.compare_to(target) == 0:
+                    merged.next()
+                elif how == "==" and merged.current is not None and self.compare_to(target) != 0:
+                    merged.current = None
+        finally:
+            self.busy = False
+        return merged.current is not None
+
+    def compare_to(self, key):
+        """The sign of (current key - key)."""
+        merged: Merged = self.merged
+        return compare(merged.current.key, 0, merged.current.key_bytes, key, 0, len(key))
+
+    @property
+    def valid(self) -> bool:
+        """Whether the cursor stands on an entry."""
+        return self.enter().current is not None
+
+    @property
+    def key(self) -> bytes:
+        """The current key."""
+        merged: Merged = self.enter()
+        self.placed(merged)
+        return cut(merged.current.key, 0, merged.current.key_bytes)
+
+    @property
+    def value(self) -> bytes:
+        """The current value."""
+        merged: Merged = self.enter()
+        self.placed(merged)
+        return merged.current.value()
+
+    @property
+    def view(self) -> memoryview:
+        """The current value as a zero-copy view; see Reader.get_view."""
+        merged: Merged = self.enter()
+        self.placed(merged)
+        return merged.current.view()
+
+    @property
+    def value_length(self) -> int:
+        """Bytes of the current value, without reading it."""
+        merged: Merged = self.enter()
+        self.placed(merged)
+        return merged.current.value_length()
+
+    def item(self) -> tuple[bytes, bytes]:
+        """The current (key, value)."""
+        return self.key, self.value
+
+    def compare(self, key) -> int:
+        """Less than, equal to or more than 0, as the current key stands to `key`; builds no key."""
+        self.placed(self.enter())
+        target = bound_of(key)
+        if target is None:
+            raise TypeError("keys are bytes-like, not NoneType")
+        return self.compare_to(target)
+
+    def __iter__(self):
+        """Pairs from the current place on, moving the cursor; from the first key where it was never placed."""
+        if self.enter().current is None and not self.first():
+            return
+        while True:
+            yield self.item()
+            if not self.next():
+                return
+
+    def close(self) -> None:
+        """Let the state go. Other calls raise ClosedError from then on."""
+        self.merged = None
+        self.reader = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()

@@ -1,0 +1,24 @@
+from libc.stdint cimport int64_t, uint64_t
+from mmlsm.memory cimport u8s
+from mmlsm.read.merged cimport Merged
+
+cdef class Life:
+    cdef public int ended
+
+    cdef int check(self) except -1
+
+cdef class ReadState:
+    cdef readonly tuple tables
+    cdef readonly tuple segments
+    cdef readonly object version
+    cdef readonly object file
+    cdef readonly str verify
+
+cdef class Reader:
+    cdef public ReadState state
+    cdef public int64_t seq
+    cdef readonly Life life
+    cdef bint live
+
+    cdef bytes key_of(self, object key)
+    cdef object fetch(self, bytes key, int what)

@@ -1,0 +1,332 @@
+# cython: boundscheck=False, wraparound=False, binding=False
+"""Reader: what Database, Snapshot and Transaction have in common: reading as of a seq.
+
+Any thread may read through a Database or Snapshot at once; a Transaction belongs to one thread. No read waits for a
+writer, a flush or a merge (promise 5): it takes the current state, one reference, and walks it.
+
+I1. A reader loads `seq` before `state`: a state is never older than the commits that its seq promises.
+I2. `state` is immutable and None only once the handle has ended.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import cython
+
+if cython.compiled:
+    from cython.cimports.libc.stdint import int64_t, uint64_t
+    from cython.cimports.mmlsm.memory import key_hash
+    from cython.cimports.mmlsm.read.entries import Entry, EntryTable
+    from cython.cimports.mmlsm.read.merged import Merged
+    from cython.cimports.mmlsm.read.segment import Segment
+else:
+    from mmlsm.memory import key_hash
+    from mmlsm.read.entries import Entry, EntryTable
+    from mmlsm.read.merged import Merged
+    from mmlsm.read.segment import Segment
+
+from mmlsm.errors import ClosedError, ForkError, KeySizeError
+from mmlsm.format.manifest import Reference
+from mmlsm.read.cursor import Cursor, Range, prefix_end
+from mmlsm.read.pages import Pages, read_payload
+from mmlsm.read.table_source import TableSource
+from mmlsm.read.value_stream import open_payload
+from mmlsm.read.view import view_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import BinaryIO
+
+MISSING: Any = object()
+
+
+@cython.final
+@cython.cclass
+class Life:
+    """Whether a database's handles may still be used: `ended` is 0, 1 (closed) or 2 (this is a forked child)."""
+
+    def check(self):
+        """ClosedError or ForkError once the handles have ended."""
+        if self.ended == 1:
+            raise ClosedError("the database is closed: open it again")
+        if self.ended == 2:
+            raise ForkError("this process was forked from the one that opened the database: open it anew in the child")
+        return 0
+
+
+@cython.final
+@cython.cclass
+class ReadState:
+    """All that a read needs: memtables newest first, then a version's segments newest first. Immutable."""
+
+    def __init__(self, tables: tuple, version: Any, file: Any, verify: str) -> None:
+        self.tables = tables
+        self.version = version
+        self.segments = version.segments
+        self.file = file
+        self.verify = verify
+
+    def read_reference(self, reference: Reference) -> bytes:
+        """The payload of a memtable's overflow value."""
+        return read_payload(self.file, reference, self.verify == "never")
+
+    def view_reference(self, reference: Reference) -> memoryview:
+        """A view of the payload of a memtable's overflow value, pinning the version."""
+        pages = Pages(self.file, self.file.window(reference.page + reference.pages), self.verify, None)
+        pages.touch_extent(reference)
+        return view_of(self.version, self.file, pages.window, reference.page << 12, reference.length)
+
+
+def as_key(key: object) -> bytes:
+    """`key` as bytes; TypeError or KeySizeError that says how to mend it."""
+    if isinstance(key, str):
+        raise TypeError("keys are bytes, not str: pass key.encode() or b'...'")
+    if not isinstance(key, bytes | bytearray | memoryview):
+        raise TypeError(f"keys are bytes-like, not {type(key).__name__}")
+    key = bytes(key)
+    if len(key) > 65535:
+        raise KeySizeError(f"a key of {len(key)} bytes: at most 65,535 are possible; store a hash of it instead")
+    return key
+
+
+def as_value(value: object) -> bytes:
+    """`value` as bytes; TypeError that says how to mend it."""
+    if isinstance(value, str):
+        raise TypeError("values are bytes, not str: pass value.encode() or b'...'")
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"values are bytes-like, not {type(value).__name__}: encode it first")
+    return bytes(value)
+
+
+@cython.cclass
+class Reader:
+    """Reads one state: `get`, ranges, cursors. See docs/guide for the whole interface.
+
+    Keys are bytes-like in and bytes out, ordered bytewise. All methods raise ClosedError after `close()`, ForkError in
+    a forked child, CorruptionError where the bytes that the answer needs are damaged.
+    """
+
+    def __init__(self, state: ReadState, seq: int64_t, life: Life, live: bool = False) -> None:
+        self.state = state
+        self.seq = seq
+        self.life = life
+        self.live = live
+
+    def key_of(self, key):
+        """`key` as bytes of an allowed length."""
+        if type(key) is bytes and len(key) <= 65535:
+            return key
+        return as_key(key)
+
+    def fetch(self, key, what):
+        """Find `key`. `what`: 0 the value, 1 its length, 2 a view, 3 a stream, 4 True. None where it is absent."""
+        seq: int64_t = self.seq
+        state: ReadState = self.state
+        table: EntryTable
+        entry: Entry
+        segment: Segment
+        position: int64_t
+        h: uint64_t = 0
+        n: cython.Py_ssize_t = len(key)
+        if self.life.ended != 0:
+            self.life.check()
+        if state is None:
+            raise ClosedError("this handle is closed")
+        for table in state.tables:
+            if not table.entries:
+                continue
+            entry = table.lookup(key, seq)
+            if entry is not None:
+                return None if entry.value is None else answer_entry(entry.value, state, what)
+        if len(state.segments) > 1:
+            h = key_hash(key, n)
+        for segment in state.segments:
+            if segment.filter_blocks and h == 0:
+                h = key_hash(key, n)
+            if not segment.may_hold(key, n, h):
+                continue
+            position = segment.find(key, n)
+            if position >= 0:
+                if what == 0:
+                    return segment.value_of(position)
+                if segment.kind_of(position) == 1:
+                    return None
+                if what == 1:
+                    return segment.value_length_of(position)
+                if what == 4:
+                    return True
+                if what == 2:
+                    return segment.view_at(position, state.version)
+                if segment.kind_of(position) == 2:
+                    return open_payload(state, segment.reference_of(position))
+                return open_payload(state, segment.value_of(position))
+        return None
+
+    def get(self, key, default=None):
+        """The value of `key` as bytes, or `default`. One descent a segment that may hold it."""
+        value = self.fetch(key if type(key) is bytes and len(key) <= 65535 else as_key(key), 0)
+        return default if value is None else value
+
+    def get_many(self, keys: Iterable[bytes], default: Any = None) -> list[Any]:
+        """The values of `keys`, aligned with them, `default` where absent; all from one state."""
+        still: Reader = self.still()
+        found = []
+        for key in keys:
+            value = still.fetch(still.key_of(key), 0)
+            found.append(default if value is None else value)
+        return found
+
+    def get_view(self, key: bytes) -> memoryview | None:
+        """A read-only memoryview of the value in the map: no copy, valid and unchanging while held, past close too.
+
+        It pins the version that it was read from: `stats()` shows what that holds.
+        """
+        return self.fetch(self.key_of(key), 2)
+
+    def open_value(self, key: bytes) -> BinaryIO | None:
+        """The value as a readable, seekable binary stream; never loads the whole value."""
+        return self.fetch(self.key_of(key), 3)
+
+    def value_length(self, key: bytes) -> int | None:
+        """Bytes of the value, without reading it; None where the key is absent."""
+        return self.fetch(self.key_of(key), 1)
+
+    def __contains__(self, key: object) -> bool:
+        return self.fetch(self.key_of(key), 4) is not None
+
+    def __getitem__(self, key):
+        value = self.fetch(self.key_of(key), 0)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def still(self) -> Reader:
+        """A reader of one still state: itself, except for a Database."""
+        return self
+
+    def merged(self) -> Merged:
+        """A walk over all sources of this reader's state, unpositioned."""
+        state: ReadState = self.state
+        self.life.check()
+        if state is None:
+            raise ClosedError("this handle is closed")
+        sources: list = []
+        for i, table in enumerate(state.tables):
+            live = self.live and i == 0
+            if live or table.entries:
+                sources.append(TableSource(table, state, self.seq, live))
+        for segment in state.segments:
+            sources.append(segment.source(state.version))
+        return Merged(sources)
+
+    def cursor(self) -> Cursor:
+        """A cursor over one still state; a context manager."""
+        return Cursor(self.still())
+
+    def items(self, start=None, stop=None, *, prefix=None, reverse=False, include_start=True, include_stop=False,
+              limit=None, views=False) -> Range:
+        """(key, value) pairs of start <= key < stop in order: lazy, re-iterable, reversible.
+
+        `prefix` instead of start and stop; `reverse` only turns the order; `views` gives values as memoryviews.
+        Each iteration reads the state at its own start.
+        """
+        return Range(self, 3 if views else 0, start, stop, prefix, reverse, include_start, include_stop, limit)
+
+    def keys(self, start=None, stop=None, *, prefix=None, reverse=False, include_start=True, include_stop=False,
+             limit=None) -> Range:
+        """Keys alone; see `items`."""
+        return Range(self, 1, start, stop, prefix, reverse, include_start, include_stop, limit)
+
+    def values(self, start=None, stop=None, *, prefix=None, reverse=False, include_start=True, include_stop=False,
+               limit=None, views=False) -> Range:
+        """Values alone; see `items`."""
+        return Range(self, 4 if views else 2, start, stop, prefix, reverse, include_start, include_stop, limit)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.keys())
+
+    def __reversed__(self) -> Iterator[bytes]:
+        return iter(self.keys(reverse=True))
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def first(self) -> tuple[bytes, bytes] | None:
+        """The pair with the least key, or None."""
+        return one(self.items(limit=1))
+
+    def last(self) -> tuple[bytes, bytes] | None:
+        """The pair with the greatest key, or None."""
+        return one(self.items(limit=1, reverse=True))
+
+    def floor(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """The pair with the greatest key <= `key`, or None."""
+        return one(self.items(stop=key, include_stop=True, limit=1, reverse=True))
+
+    def ceiling(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """The pair with the least key >= `key`, or None."""
+        return one(self.items(start=key, limit=1))
+
+    def lower(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """The pair with the greatest key < `key`, or None."""
+        return one(self.items(stop=key, limit=1, reverse=True))
+
+    def higher(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """The pair with the least key > `key`, or None."""
+        return one(self.items(start=key, include_start=False, limit=1))
+
+    def count(self, start=None, stop=None, *, prefix=None, exact: bool = True) -> int:
+        """How many keys lie in the range: by a scan, or from the parents alone with exact=False.
+
+        The estimate counts each segment's entries, so overwritten and deleted keys count more than once.
+        """
+        if exact:
+            total: int64_t = 0
+            for _ in self.keys(start, stop, prefix=prefix):
+                total += 1
+            return total
+        if prefix is not None:
+            start, stop = as_key(prefix), prefix_end(as_key(prefix))
+        still: Reader = self.still()
+        still.life.check()
+        estimate = sum(len(table.entries) for table in still.state.tables) if start is None and stop is None else 0
+        for segment in still.state.segments:
+            high = segment.entries if stop is None else segment.rank(as_key(stop))
+            estimate += max(0, high - (0 if start is None else segment.rank(as_key(start))))
+        return estimate
+
+    def approximate_size(self, start=None, stop=None) -> int:
+        """About how many bytes of the file the range takes, from the parents alone."""
+        still: Reader = self.still()
+        still.life.check()
+        size = 0
+        for segment in still.state.segments:
+            high = segment.entries if stop is None else segment.rank(as_key(stop))
+            share = max(0, high - (0 if start is None else segment.rank(as_key(start))))
+            size += segment.record.pages * 4096 * share // max(1, segment.entries)
+        return size
+
+
+def answer_entry(value, state: ReadState, what: int):
+    """`fetch`'s answer from a memtable's value."""
+    reference = isinstance(value, Reference)
+    if what == 0:
+        return state.read_reference(value) if reference else value
+    if what == 1:
+        return value.length if reference else len(value)
+    if what == 2:
+        return state.view_reference(value) if reference else memoryview(value)
+    if what == 3:
+        return open_payload(state, value)
+    return True
+
+
+def one(pairs):
+    """The only pair of a range of at most one, or None."""
+    for pair in pairs:
+        return pair
+    return None

@@ -1,0 +1,61 @@
+"""A value as a readable, seekable stream that never holds more of it than one chunk.
+
+One thread at a time reads a stream. It holds the state that it was read from, so the value stays in place.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from mmlsm.format.manifest import Reference
+from mmlsm.read.pages import read_chunks, read_sums
+
+if TYPE_CHECKING:
+    from mmlsm.read.reader import ReadState
+
+
+def open_payload(state: ReadState, value: bytes | Reference) -> BinaryIO:
+    """A stream over a value that is at hand or in an overflow extent."""
+    if isinstance(value, Reference):
+        return io.BufferedReader(PayloadStream(state, value), 65536)
+    return io.BytesIO(value)
+
+
+class PayloadStream(io.RawIOBase):
+    """Reads an overflow extent chunk by chunk, each proved by its sum."""
+
+    def __init__(self, state: ReadState, reference: Reference) -> None:
+        self._state = state
+        self._reference = reference
+        self._at = 0
+        self._never = state.verify == "never"
+        self._sums = () if self._never else read_sums(state.file, reference, None)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._reference.length}[whence]
+        if base + offset < 0:
+            raise ValueError(f"seek to {base + offset}: before the value's beginning")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        stop = min(self._at + len(view), self._reference.length)
+        filled = 0
+        if self._at < stop:
+            chunks = read_chunks(self._state.file, self._reference, self._at, stop, self._never, None, self._sums)
+            for chunk in chunks:
+                view[filled : filled + len(chunk)] = chunk
+                filled += len(chunk)
+        self._at += filled
+        return filled
