@@ -1,0 +1,281 @@
+"""Who owns which page of the file: reserve -> commit -> (retire -> reclaim) -> free.
+
+Any thread; one lock of rank 50. `resize`, `forget` and `poison` are called under it and must take no ordered lock.
+
+I1. header + live + reserved + free = the file's pages, each page in one of them (R16; retired extents are live here).
+I2. Every change names pages that are in the state it takes them from, all of them; anything else is our bug: an
+    AssertionError, nothing changed.
+I3. The file has `total` pages, always: it grows at a reservation and shrinks at `truncate`. When the file refuses,
+    nothing changed.
+I4. No page is reserved with a verified byte left from its last life (R4).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from mmlsm import limits
+from mmlsm.errors import CorruptionError, StorageError
+from mmlsm.locks import ALLOCATOR, ordered_lock
+from mmlsm.settings import Allocation
+from mmlsm.space.bitmap import Bitmap
+from mmlsm.space.extents import Extent, ExtentSet, FreeExtents
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceCounts:
+    """One moment of an Allocator, in pages, and how often it did what since it was made."""
+
+    total: int
+    header: int
+    live: int
+    reserved: int
+    free: int
+    free_extents: int
+    free_largest: int
+    reservations: int
+    growths: int
+    truncated: int
+
+
+class Allocator:
+    """The pages of one file. `live` is what is in use when it opens (the header is implied); all else is free.
+
+    `resize(pages)` sets the file's size, `forget(first, count)` drops what is remembered of pages, `poison(extent)`
+    overwrites freed pages in debug runs. CorruptionError when `live` does not fit in `total_pages`, which both come
+    from a file.
+    """
+
+    def __init__(
+        self,
+        total_pages: int,
+        live: Iterable[tuple[int, int]],
+        *,
+        policy: Allocation = "earliest",
+        resize: Callable[[int], None],
+        forget: Callable[[int, int], None],
+        poison: Callable[[Extent], None] | None = None,
+        debug: bool = False,
+    ) -> None:
+        # constant after construction
+        self._lock = ordered_lock("allocator", ALLOCATOR, debug)
+        self._best = policy == "best"
+        self._resize = resize
+        self._forget = forget
+        self._poison = poison
+        # guarded by _lock
+        self._total = max(total_pages, limits.HEADER_PAGES)
+        self._live = Bitmap(self._total)
+        self._live.set(0, limits.HEADER_PAGES)
+        self._reserved = ExtentSet()
+        self._free = FreeExtents()
+        self._reservations = self._growths = self._truncated = 0
+        for first, count in live:
+            if first + count > total_pages:
+                raise CorruptionError(
+                    f"the file has {total_pages} pages, but page {first + count - 1} is in use: its end was cut off; "
+                    "restore a backup"
+                )
+            kept = max(first, limits.HEADER_PAGES)
+            count -= kept - first
+            if count > 0:
+                assert not self._live.any_set(kept, count), f"extent ({kept}, {count}) is live twice (I2)"
+                self._live.set(kept, count)
+        end = 0
+        for extent in self._live.extents():
+            if extent.first > end:
+                self._free.add(end, extent.first - end)
+            end = extent.end
+        if end < self._total:
+            self._free.add(end, self._total - end)
+        self._live_pages = self._total - self._free.pages - limits.HEADER_PAGES
+        if self._total > total_pages:
+            resize(self._total)
+
+    # reserve
+
+    def reserve(self, count: int) -> Extent:
+        """`count` contiguous pages: free ones by the policy, else at the end of the file, which grows.
+
+        StorageError when the file cannot grow.
+        """
+        return self.reserve_up_to(count, count)
+
+    def reserve_up_to(self, most: int, least: int) -> Extent:
+        """The earliest free extent of at least `least` pages, as far as `most` of them; else `most` at the file's end.
+
+        The file's free tail counts as endless. Policy "best" takes the smallest extent of `most` pages where there is
+        one. What is not used is given back. StorageError when the file cannot grow.
+        """
+        assert 0 < least <= most, f"reserve {least} to {most} pages"
+        with self._lock:
+            found = self._free.smallest(most) if self._best else None
+            found = found or self._free.earliest(least)
+            if found is None or found.end == self._total:
+                tail = self._tail()
+                first = tail.first if tail else self._total
+                if first + most > self._total:
+                    self._grow(first + most)
+                found = Extent(first, most)
+            extent = Extent(found.first, min(found.count, most))
+            self._reserve(extent)
+            self._reservations += 1
+            return extent
+
+    def extend(self, extent: Extent, count: int) -> Extent | None:
+        """`extent`, reserved, made `count` pages longer in place; None when what follows is neither free nor the end.
+
+        StorageError when the file cannot grow.
+        """
+        assert count > 0
+        with self._lock:
+            assert self._reserved.holds(*extent), f"{extent} is not reserved (I2)"
+            after = self._free.around(extent.end)
+            room = after.count if after else 0
+            if room < count:
+                if extent.end + room != self._total:
+                    return None
+                self._grow(extent.end + count)
+            self._reserve(Extent(extent.end, count))
+            return Extent(extent.first, extent.count + count)
+
+    def give_back(self, extent: tuple[int, int]) -> None:
+        """Pages that were reserved and not used, a part or the whole, are free again."""
+        with self._lock:
+            self._reserved.remove(*extent)
+            self._free.add(*extent)
+
+    def commit(self, extent: tuple[int, int]) -> None:
+        """Reserved pages, a part or the whole, are live from now on."""
+        with self._lock:
+            self._reserved.remove(*extent)
+            self._live.set(*extent)
+            self._live_pages += extent[1]
+
+    def free(self, extent: tuple[int, int]) -> None:
+        """Live pages are free from now on. Only the Reclaimer knows when that may be (R11)."""
+        with self._lock:
+            first, count = extent
+            assert first >= limits.HEADER_PAGES, f"extent ({first}, {count}) has pages of the header (I2)"
+            assert self._live.all_set(first, count), f"extent ({first}, {count}) is not live (I2)"
+            if self._poison is not None:
+                self._poison(Extent(first, count))
+            self._free.add(first, count)
+            self._live.clear(first, count)
+            self._live_pages -= count
+
+    def truncate(self) -> int:
+        """Cut the file's free tail off; the pages that it had. StorageError, nothing changed, when the file refuses."""
+        with self._lock:
+            tail = self._tail()
+            if tail is None:
+                return 0
+            self._resize(tail.first)
+            self._free.remove(*tail)
+            self._live.resize(tail.first)
+            self._total = tail.first
+            self._truncated += tail.count
+            return tail.count
+
+    # ask
+
+    @property
+    def total(self) -> int:
+        """Pages of the file."""
+        return self._total
+
+    def live_extents(self) -> list[Extent]:
+        """What is in use beside the header, retired extents too, in order, neighbours joined."""
+        with self._lock:
+            live = self._live.copy()
+        live.clear(0, limits.HEADER_PAGES)
+        return list(live.extents())
+
+    def reserved_extents(self) -> list[Extent]:
+        """What is reserved, in order, neighbours joined."""
+        with self._lock:
+            return list(self._reserved)
+
+    def free_extents(self) -> list[Extent]:
+        """What is free, in order."""
+        with self._lock:
+            return list(self._free)
+
+    def is_live(self, extent: tuple[int, int]) -> bool:
+        """Whether all of these pages are in use; any numbers will do, so that what a file says can be asked about."""
+        first, count = extent
+        with self._lock:
+            return limits.HEADER_PAGES <= first < first + count <= self._total and self._live.all_set(first, count)
+
+    def live_bits(self, extra_live: Iterable[tuple[int, int]] = (), drop: Iterable[tuple[int, int]] = ()) -> Bitmap:
+        """The bitmap for a manifest: header and live pages, with `extra_live` (reserved) and without `drop` (live).
+
+        A copy of its own, which later changes do not touch; compare it with the last installed one by `changed_since`.
+        Cost: a copy of one bit a page.
+        """
+        with self._lock:
+            bits = self._live.copy()
+            for first, count in extra_live:
+                assert self._reserved.holds(first, count), f"extent ({first}, {count}) is not reserved (I2)"
+                bits.set(first, count)
+        for first, count in drop:
+            assert bits.all_set(first, count), f"extent ({first}, {count}) is not live (I2)"
+            bits.clear(first, count)
+        return bits
+
+    def counts(self) -> SpaceCounts:
+        """Figures for `stats()`, of one moment."""
+        with self._lock:
+            return SpaceCounts(
+                total=self._total,
+                header=limits.HEADER_PAGES,
+                live=self._live_pages,
+                reserved=self._reserved.pages,
+                free=self._free.pages,
+                free_extents=len(self._free),
+                free_largest=self._free.largest_pages(),
+                reservations=self._reservations,
+                growths=self._growths,
+                truncated=self._truncated,
+            )
+
+    # under the lock
+
+    def _tail(self) -> Extent | None:
+        """The free extent that ends the file."""
+        last = self._free.last()
+        return last if last is not None and last.end == self._total else None
+
+    def _grow(self, pages: int) -> None:
+        """Make the file `pages` long; what is new is free."""
+        if pages > limits.FILE_PAGES_MAX:
+            raise StorageError(
+                errno.ENOSPC,
+                f"the file would have more than {limits.FILE_PAGES_MAX:,} pages of {limits.PAGE_BYTES} bytes, the most "
+                "that the format can address: delete something, then compact()",
+            )
+        self._resize(pages)
+        self._live.resize(pages)
+        self._free.add(self._total, pages - self._total)
+        self._total = pages
+        self._growths += 1
+
+    def _reserve(self, extent: Extent) -> None:
+        self._forget(*extent)
+        self._free.remove(*extent)
+        self._reserved.add(*extent)
+
+    def _check(self) -> None:
+        """Assert I1: every page has one owner."""
+        with self._lock:
+            self._free._check()
+            self._reserved._check()
+            assert self._live.pages == self._total
+            assert self._live.used_pages() == self._live_pages + limits.HEADER_PAGES
+            owned = Bitmap.from_extents(self._total, self._live.extents())
+            for extent in (*self._free, *self._reserved):
+                assert not owned.any_set(*extent), f"{extent} has two owners (I1)"
+                owned.set(*extent)
+            assert owned.used_pages() == self._total, "a page has no owner (I1)"

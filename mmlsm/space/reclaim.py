@@ -1,0 +1,129 @@
+"""When a retired extent may be used again: R11, the interval rule.
+
+Any thread may pin and retire. Finalisers may not (R12): they post, and a thread of the engine unpins. One lock of rank
+60, which is not held while the allocator works.
+
+I1. An extent born at b and unlinked at d is freed only when no pinned version v has b <= v < d, and both copies of a
+    superblock >= d are durable (R11).
+I2. A version is pinned by whoever installs it, before readers can find it, and unpinned once nobody can; so no pin ever
+    comes too late for a `reclaim` that runs beside it.
+I3. `pending` and the allocator's live pages agree for whoever holds the install lock: `retire`, `reclaim` and the
+    encoding of a manifest happen under it.
+I4. While an older handle's views are out, nothing that was allocated at open is freed (R13): `hold`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+
+from sortedcontainers import SortedDict
+
+from mmlsm.format.manifest import Retirement
+from mmlsm.locks import PINS, ordered_lock
+from mmlsm.space.allocator import Allocator
+from mmlsm.space.bitmap import Bitmap
+from mmlsm.space.extents import joined
+
+
+def reclaimable(
+    retirements: Iterable[Retirement], pinned: Sequence[int], durable: int
+) -> tuple[list[Retirement], list[Retirement]]:
+    """Those that may be freed, and those to keep, in their order (I1).
+
+    `pinned` are the install numbers of pinned versions, ascending; `durable` is the newest install of which both
+    superblock copies are durable. Pure; O(retirements * log pins).
+    """
+    free: list[Retirement] = []
+    keep: list[Retirement] = []
+    for retirement in retirements:
+        at = bisect_left(pinned, retirement.born)
+        seen = at < len(pinned) and pinned[at] < retirement.died
+        (keep if seen or retirement.died > durable else free).append(retirement)
+    return free, keep
+
+
+def _is_held(retirement: Retirement, held: Bitmap) -> bool:
+    """Whether some page of it is set in `held`."""
+    return any(
+        first < held.pages and held.any_set(first, min(count, held.pages - first)) for first, count in retirement.extents
+    )
+
+
+class Reclaimer:
+    """The pins of one database and what waits for them. `retired` is what its manifest had pending at open."""
+
+    def __init__(self, allocator: Allocator, retired: Iterable[Retirement] = (), *, debug: bool = False) -> None:
+        self._allocator = allocator
+        self._lock = ordered_lock("pins", PINS, debug)
+        # guarded by _lock
+        self._pins: SortedDict[int, int] = SortedDict()
+        self._pending = list(retired)
+        self._held: Bitmap | None = None
+
+    def pin(self, install: int) -> None:
+        """Keep what version `install` can see, until as many `unpin`."""
+        with self._lock:
+            self._pins[install] = self._pins.get(install, 0) + 1
+
+    def unpin(self, install: int) -> None:
+        """Take one pin of version `install` away."""
+        with self._lock:
+            left = self._pins.get(install, 0) - 1
+            assert left >= 0, f"version {install} is not pinned"
+            if left:
+                self._pins[install] = left
+            else:
+                del self._pins[install]
+
+    def pinned(self) -> list[int]:
+        """The pinned install numbers, ascending, each once."""
+        with self._lock:
+            return list(self._pins)
+
+    def hold(self, allocated: Bitmap | None) -> None:
+        """Free nothing of these pages, whatever the pins say (I4); None lifts that."""
+        with self._lock:
+            self._held = allocated
+
+    def retire(self, extents: Iterable[tuple[int, int]], born: int, died: int) -> None:
+        """Live extents, in any order, that versions born <= v < died can see, and no later one."""
+        assert born <= died, f"born at {born}, died at {died}"
+        retirement = Retirement(born, died, joined(extents))
+        assert all(self._allocator.is_live(extent) for extent in retirement.extents), "retired, but not live"
+        if retirement.extents:
+            with self._lock:
+                self._pending.append(retirement)
+
+    def pending(self) -> list[Retirement]:
+        """What is retired and not yet freed, as a manifest records it."""
+        with self._lock:
+            return list(self._pending)
+
+    def pending_pages(self) -> int:
+        """Pages of what is retired and not yet freed."""
+        return sum(retirement.pages for retirement in self.pending())
+
+    def reclaim(self, durable: int) -> int:
+        """Free what I1 and I4 allow, when both superblock copies of install `durable` are durable; pages freed.
+
+        An error of the allocator (only debug poisoning does I/O) leaves the rest pending.
+        """
+        with self._lock:
+            free, keep = reclaimable(self._pending, list(self._pins), durable)
+            if self._held is not None:
+                keep += [retirement for retirement in free if _is_held(retirement, self._held)]
+                free = [retirement for retirement in free if not _is_held(retirement, self._held)]
+            self._pending = keep
+        rest = [(retirement, extent) for retirement in free for extent in retirement.extents]
+        rest.reverse()
+        pages = 0
+        try:
+            while rest:
+                self._allocator.free(rest[-1][1])
+                pages += rest.pop()[1][1]
+        finally:
+            if rest:
+                with self._lock:
+                    self._pending += [Retirement(r.born, r.died, (extent,)) for r, extent in rest]
+        return pages
