@@ -27,7 +27,6 @@ import contextlib
 import errno
 import mmap
 import os
-import re
 import stat
 import struct
 import sys
@@ -39,7 +38,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mmlsm import memory
-from mmlsm.errors import ClosedError, CorruptionError, Error, ForkError, LockedError, ReadOnlyError, StorageError
+from mmlsm.channel import UNSUPPORTED, Channel, refused, write_all
+from mmlsm.descriptor import HOLDER_OFFSET, Descriptor, PinLock, WriterLock, forked_in_child, holder_line, no_fork
+from mmlsm.errors import ClosedError, CorruptionError, Error, ForkError, ReadOnlyError, StorageError
 from mmlsm.limits import FILE_PAGES_MAX, HEADER_PAGES, PAGE_BYTES
 
 try:
@@ -47,22 +48,12 @@ try:
 except ImportError:  # Windows: check_platform refuses to open anything
     fcntl = None  # type: ignore[assignment]
 
-WRITER_BYTE: Final = 1 << 62
-"""Offset of the one byte whose lock makes a process the writer; far behind any page."""
-PIN_BYTE: Final = WRITER_BYTE + 1
-"""Offset of the byte that every open, and every view that outlives one, holds shared."""
-
-HOLDER_OFFSET: Final = 2 * PAGE_BYTES
-HOLDER_BYTES: Final = 64
-_HOLDER: Final = re.compile(rb"mmlsm writer pid (\d{1,10})\n")
-
 WINDOW_BYTES: Final = 64 << 30
 """Address space of a compiled window to begin with."""
 
 _BLANK_BYTES_MAX: Final = 1 << 20
 _FLOCK: Final = struct.Struct("hhqqi4x")
 """C's struct flock on 64-bit Linux: type, whence, start, length, pid (0 for OFD locks)."""
-_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
 
 
 class System:
@@ -112,6 +103,30 @@ class System:
         """Give the unnamed file a name; FileExistsError when the name is taken."""
         os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory_fd, follow_symlinks=True)
 
+    def try_lock(self, fd: int, byte: int, *, exclusive: bool) -> bool:
+        """Lock one byte for this open; False when another open has a lock against it. Never waits."""
+        try:
+            if hasattr(fcntl, "F_OFD_SETLK"):
+                kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
+            elif exclusive:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def locked_elsewhere(self, fd: int, byte: int) -> bool:
+        """True when another open has a lock of this byte, shared or not; True where that cannot be asked."""
+        if not hasattr(fcntl, "F_OFD_GETLK"):
+            return True
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        return bool(_FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
+
+    def process_id(self) -> int:
+        return os.getpid()
+
 
 SYSTEM: Final = System()
 
@@ -126,142 +141,27 @@ def check_platform() -> None:
         )
 
 
-def _refused(error: OSError, doing: str) -> StorageError:
-    return StorageError(error.errno, f"{doing}: {error.strerror or error}")
+# ---- forks
 
-
-# ---- descriptors, and what becomes of them in a forked child
-
-
-class Descriptor:
-    """One open file descriptor, closed once: by `close()`, when the last reference goes, or in a forked child."""
-
-    def __init__(self, system: System, fd: int) -> None:
-        self.fd = fd
-        self._system = system
-        self._owned = [fd]  # pop() is atomic, so two closers cannot close one number twice
-
-    def close(self) -> None:
-        try:
-            fd = self._owned.pop()
-        except IndexError:
-            return
-        self.fd = -1
-        with contextlib.suppress(OSError):
-            self._system.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
-
-
-_locks: weakref.WeakSet[ByteLock] = weakref.WeakSet()
 _files: weakref.WeakSet[File] = weakref.WeakSet()
-_writing_here: dict[tuple[int, int], WriterLock] = {}
-"""(device, inode) of each file that this process has open for writing."""
 
 
 def _after_fork_in_child() -> None:
     """The child gives up what is the parent's: nothing is written, flushed or unlocked (promise 11)."""
-    for lock in list(_locks):
-        lock.close()
-    _writing_here.clear()
-    for file in list(_files):
-        file._mark_forked()
+    forked_in_child()
+    inherited = list(_files)
+    for file in inherited:
+        file.forked = True
+    for file in inherited:
+        file._tell_forked()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    # A fork waits while a lock's descriptor is between its opening and our note of it.
+    os.register_at_fork(before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=_after_fork_in_child)
 
 
-class ByteLock(Descriptor):
-    """A lock of one byte of a file, on a descriptor of its own: let go when that is closed (I3)."""
-
-    def __init__(self, system: System, fd: int) -> None:
-        super().__init__(system, fd)
-        _locks.add(self)
-
-    def _take(self, kind: int, byte: int) -> bool:
-        """False when another open file holds a lock against it. Never waits."""
-        try:
-            if hasattr(fcntl, "F_OFD_SETLK"):
-                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
-            elif byte == WRITER_BYTE:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                return False
-            raise _refused(error, "this file system cannot lock files") from error
-        return True
-
-
-class PinLock(ByteLock):
-    """The shared side of the pin lock. Whoever needs the bytes past close keeps a reference to it, and no more."""
-
-    def __init__(self, system: System, fd: int) -> None:
-        super().__init__(system, fd)
-        if not self._take(fcntl.F_RDLCK, PIN_BYTE):
-            raise LockedError("another program holds the pin lock of this file for itself alone")
-
-    def held_elsewhere(self) -> bool:
-        """True when the exclusive side could not be had, because some other open or its views hold the pin lock.
-
-        Asks without taking, so that nobody who opens at this moment is refused.
-        """
-        if not hasattr(fcntl, "F_OFD_GETLK"):
-            return True
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, PIN_BYTE, 1, 0)
-        try:
-            answer = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, asked)
-        except OSError as error:
-            raise _refused(error, "asking for the pin lock") from error
-        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
-
-
-class WriterLock(ByteLock):
-    """The right of one File to write, and this process's note of where it was opened."""
-
-    def __init__(self, system: System, fd: int, path: Path, data: Descriptor) -> None:
-        super().__init__(system, fd)
-        identity = system.stat(fd)
-        self._key = (identity.st_dev, identity.st_ino)
-        self._opened_at = _caller()
-        if (first := _writing_here.setdefault(self._key, self)) is not self:
-            raise LockedError(
-                f"{path} is open for writing in this process already, opened at {first._opened_at}; "
-                "share that database between threads, or close it first",
-                os.getpid(),
-            )
-        if not self._take(fcntl.F_WRLCK, WRITER_BYTE):
-            pid = _holder(system, data)
-            raise LockedError(
-                f"{path} is open for writing in {f'process {pid}' if pid else 'another process'}; one writer at a time",
-                pid,
-            )
-
-    def close(self) -> None:
-        # The descriptor first: who finds no note of it here must find it unlocked. No lock is taken (R12).
-        super().close()
-        if _writing_here.get(self._key) is self:
-            _writing_here.pop(self._key, None)
-
-    _key: tuple[int, int] = (-1, -1)
-
-
-def _caller() -> str:
-    """Where the code stands that called into mmlsm."""
-    frame = sys._getframe(1)
-    while str(frame.f_globals.get("__name__", "")).partition(".")[0] == "mmlsm" and frame.f_back:
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def _holder(system: System, data: Descriptor) -> int | None:
-    """The pid that the last writer left in the holder page."""
-    try:
-        found = _HOLDER.match(system.pread(data.fd, HOLDER_BYTES, HOLDER_OFFSET))
-    except OSError:
-        return None
-    return int(found[1]) if found else None
+# ---- opens of one file
 
 
 def _reopen(system: System, data: Descriptor, flags: int, path: Path | None) -> int:
@@ -277,24 +177,6 @@ def _reopen(system: System, data: Descriptor, flags: int, path: Path | None) -> 
     return fd
 
 
-# ---- reading and writing
-
-
-def _write_all(write: Callable[[int, memoryview, int], int], fd: int, data: Any, offset: int) -> None:
-    """All of `data`, through short writes and interruptions. The views are released, also when it fails."""
-    with memoryview(data) as whole, whole.cast("B") as view:
-        done = 0
-        while done < len(view):
-            with view[done:] as rest:
-                try:
-                    count = write(fd, rest, offset + done)
-                except InterruptedError:
-                    continue
-            if count <= 0:
-                raise OSError(errno.EIO, "the operating system took no bytes and named no error")
-            done += count
-
-
 class PinnedMap(mmap.mmap):
     """An interpreted view's map: every slice of it keeps `owner` alive."""
 
@@ -302,56 +184,6 @@ class PinnedMap(mmap.mmap):
 
 
 _Map = TypeVar("_Map", bound=mmap.mmap)
-
-
-class Channel:
-    """One thread's own open of a file, for writing and syncing (R10). Made by `File.channel`."""
-
-    def __init__(self, file: File, descriptor: Descriptor) -> None:
-        self._file = file
-        self._descriptor = descriptor
-        self._system = file._system
-
-    def pwrite(self, offset: int, data: Any) -> None:
-        """Hand all of `data` (bytes-like) to the operating system; StorageError if it does not take it all."""
-        self._file.check_writable()
-        try:
-            _write_all(self._system.pwrite, self._descriptor.fd, data, offset)
-        except OSError as error:
-            raise _refused(error, "writing") from error
-
-    def pwrite_durably(self, offset: int, data: Any) -> None:
-        """As `pwrite`, and on return the bytes survive power loss. A failure is as final as that of `sync`."""
-        file = self._file
-        file.check_writable()
-        if file.durable_writes:
-            try:
-                _write_all(self._system.pwrite_durably, self._descriptor.fd, data, offset)
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise file._sync_failed(error) from error
-                file.durable_writes = False  # not on this kernel or file system: never asked again
-            else:
-                file._check_failure()
-                return
-        self.pwrite(offset, data)
-        self.sync()
-
-    def sync(self) -> None:
-        """All that was written to the file before, by any thread, survives power loss.
-
-        A failure is final (I2): StorageError here, ReadOnlyError for each later write or sync of any channel.
-        """
-        self._file.check_writable()
-        try:
-            self._system.sync(self._descriptor.fd)
-        except OSError as error:
-            raise self._file._sync_failed(error) from error
-        self._file._check_failure()
-
-    def close(self) -> None:
-        """Give up this open. Syncs nothing."""
-        self._descriptor.close()
 
 
 class File(abc.ABC):
@@ -365,7 +197,7 @@ class File(abc.ABC):
         self.closed = False
         self.durable_writes = True
         """False once the system has refused single durable writes."""
-        self._system = system
+        self.system = system
         self._data = data
         self._guard = threading.Lock()  # of rank 70: making windows, noting a failure
         self._window: memory.Window | None = None
@@ -387,16 +219,17 @@ class File(abc.ABC):
         self.check()
         if self.readonly:
             raise ReadOnlyError("the database is open read-only")
-        self._check_failure()
+        self.check_failure()
 
-    def _check_failure(self) -> None:
+    def check_failure(self) -> None:
+        """ReadOnlyError when a sync of any thread has failed."""
         if self.failure is not None:
-            raise ReadOnlyError(
-                f"an earlier sync failed ({self.failure.strerror}), so the database is read-only until it is reopened"
-            )
+            why = os.strerror(self.failure.errno or errno.EIO)
+            raise ReadOnlyError(f"an earlier sync failed ({why}), so the database is read-only until it is reopened")
 
-    def _sync_failed(self, error: OSError) -> StorageError:
-        failure = _refused(
+    def sync_failed(self, error: OSError) -> StorageError:
+        """Note the failure for every thread (I2); what the thread that met it is to raise."""
+        failure = refused(
             error,
             "a sync failed: whether the commits that it covered survive is unknown until the database is reopened, "
             "and it is read-only until then",
@@ -409,10 +242,9 @@ class File(abc.ABC):
     def on_fork(self, callback: Callable[[], object]) -> None:
         """Call this in each forked child. A bound method is held weakly. It must not do I/O or take locks."""
         bound = getattr(callback, "__self__", None) is not None
-        self._fork_callbacks.append(weakref.WeakMethod(callback) if bound else lambda: callback)  # type: ignore[type-var]
+        self._fork_callbacks.append(weakref.WeakMethod(callback) if bound else lambda: callback)
 
-    def _mark_forked(self) -> None:
-        self.forked = True
+    def _tell_forked(self) -> None:
         for reference in self._fork_callbacks:
             if callback := reference():
                 callback()
@@ -423,7 +255,7 @@ class File(abc.ABC):
     def bytes(self) -> int:
         """Size of the file now."""
         self.check()
-        return self._system.stat(self._data.fd).st_size
+        return self.system.stat(self._data.fd).st_size
 
     @property
     def pages(self) -> int:
@@ -435,22 +267,24 @@ class File(abc.ABC):
         self.check_writable()
         if pages > FILE_PAGES_MAX:
             raise StorageError(errno.EFBIG, f"a database has at most {FILE_PAGES_MAX} pages (16 TiB)")
-        self._call(f"making the file {pages} pages long", self._system.truncate, self._data.fd, pages * PAGE_BYTES)
+        self._call(f"making the file {pages} pages long", self.system.truncate, self._data.fd, pages * PAGE_BYTES)
 
     def preallocate(self, first: int, pages: int) -> None:
         """Later writes to these pages cannot meet ENOSPC. What they hold is kept or becomes zeros."""
         self.check_writable()
+        if not pages:
+            return
         offset, length = first * PAGE_BYTES, pages * PAGE_BYTES
         doing = f"reserving {length} bytes of disk space"
         try:
-            self._call(doing, self._system.allocate, self._data.fd, offset, length)
+            self._call(doing, self.system.allocate, self._data.fd, offset, length)
         except StorageError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in UNSUPPORTED:
                 raise
             zeros = bytes(min(length, 1 << 20))
             for at in range(offset, offset + length, len(zeros)):
                 piece = zeros[: offset + length - at]
-                self._call(doing, _write_all, self._system.pwrite, self._data.fd, piece, at)
+                self._call(doing, write_all, self.system.pwrite, self._data.fd, piece, at)
 
     def _call(self, doing: str, call: Callable[..., None], *arguments: Any) -> None:
         while True:
@@ -459,7 +293,7 @@ class File(abc.ABC):
             except InterruptedError:
                 continue
             except OSError as error:
-                raise _refused(error, doing) from error
+                raise refused(error, doing) from error
 
     # -- bytes
 
@@ -476,11 +310,11 @@ class File(abc.ABC):
         pieces: list[builtins.bytes] = []
         while length > 0:
             try:
-                piece = self._system.pread(self._data.fd, length, offset)
+                piece = self.system.pread(self._data.fd, length, offset)
             except InterruptedError:
                 continue
             except OSError as error:
-                raise _refused(error, f"reading {length} bytes at {offset}") from error
+                raise refused(error, f"reading {length} bytes at {offset}") from error
             if len(piece) == length and not pieces:
                 return piece
             if not piece:
@@ -494,10 +328,10 @@ class File(abc.ABC):
         """A new open of the file for the calling thread's writes and syncs."""
         self.check_writable()
         try:
-            fd = _reopen(self._system, self._data, os.O_RDWR, self.path)
+            fd = _reopen(self.system, self._data, os.O_RDWR, self.path)
         except OSError as error:
-            raise _refused(error, "opening the file once more") from error
-        return Channel(self, Descriptor(self._system, fd))
+            raise refused(error, "opening the file once more") from error
+        return Channel(self, Descriptor(self.system, fd))
 
     # -- maps
 
@@ -508,6 +342,7 @@ class File(abc.ABC):
         """
         window = self._window
         if window is None or window.pages < pages:
+            self.check()  # before the guard, which a forked child may have inherited locked
             with self._guard:
                 window = self._window
                 if window is None or window.pages < pages:
@@ -523,7 +358,7 @@ class File(abc.ABC):
                 return memory.Window.over(self._map(mmap.mmap, there))
             return self._reserve_window(pages * PAGE_BYTES)
         except OSError as error:
-            raise _refused(error, f"mapping {pages} pages") from error
+            raise refused(error, f"mapping {pages} pages") from error
 
     def _reserve_window(self, least_bytes: int) -> memory.Window:
         length = WINDOW_BYTES
@@ -546,7 +381,7 @@ class File(abc.ABC):
         try:
             mapping = self._map(PinnedMap, pages)
         except OSError as error:
-            raise _refused(error, f"mapping {pages} pages") from error
+            raise refused(error, f"mapping {pages} pages") from error
         mapping.owner = owner
         return mapping
 
@@ -593,16 +428,17 @@ class DiskFile(File):
         super().__init__(system, data, path, readonly)
         self._writer: WriterLock | None = None
         self._pin: PinLock | None = None
+        mode = os.O_RDONLY if readonly else os.O_RDWR
         try:
-            # The pin is taken after the right to write: who becomes the writer finds every view of those before.
-            if not readonly:
-                self._writer = WriterLock(system, _reopen(system, data, os.O_RDWR, path), path, data)
-            mode = os.O_RDONLY if readonly else os.O_RDWR
-            self._pin = PinLock(system, _reopen(system, data, mode, path))
+            with no_fork:
+                # The writer lock first: who has it finds, in the pin lock, every view of the writers before.
+                if not readonly:
+                    self._writer = WriterLock(system, _reopen(system, data, mode, path), path, data)
+                self._pin = PinLock(system, _reopen(system, data, mode, path))
         except BaseException as error:
             self.close()
             if isinstance(error, OSError) and not isinstance(error, Error):
-                raise _refused(error, f"locking {path}") from error
+                raise refused(error, f"opening {path} once more for its locks") from error
             raise
 
     @property
@@ -618,15 +454,15 @@ class DiskFile(File):
     def close(self) -> None:
         super().close()
         if self._writer is not None:
-            self._writer.close()
+            with no_fork:
+                self._writer.close()
         self._pin = None  # closed by whoever has the last reference to it
 
     def _announce(self) -> None:
         """Leave our pid for the LockedError of others. Advisory: no sum, no sync, and no harm if it fails."""
         if self.pages >= HEADER_PAGES:
-            line = b"mmlsm writer pid %d\n" % os.getpid()
             with contextlib.suppress(OSError):
-                _write_all(self._system.pwrite, self._data.fd, line.ljust(HOLDER_BYTES, b"\0"), HOLDER_OFFSET)
+                write_all(self.system.pwrite, self._data.fd, holder_line(self.system.process_id()), HOLDER_OFFSET)
 
     def _fill_if_blank(self, first_image: Callable[[], builtins.bytes]) -> None:
         """Make an empty file a database in place (I6): what may be there without the rest is zeros or page 0."""
@@ -697,7 +533,7 @@ def open_file(
     except OSError as error:
         if isinstance(error, Error):
             raise
-        raise _refused(error, f"opening {shown}") from error
+        raise refused(error, f"opening {shown}") from error
     file = DiskFile(system, data, shown, readonly)
     try:
         if image is not None:
@@ -706,7 +542,7 @@ def open_file(
             accept(file.pread(0, HEADER_PAGES * PAGE_BYTES))
         if not readonly:
             # Whoever made the file may have been killed before its name was durable: each writer sees to it.
-            directory_sync(os.path.realpath(shown.parent if not shown.is_symlink() else shown.resolve().parent), system)
+            directory_sync(os.path.dirname(os.path.realpath(shown)), system)
             file._announce()
     except BaseException:
         file.close()
@@ -721,13 +557,11 @@ def directory_sync(path: str, system: System = SYSTEM) -> None:
         system.sync_directory(directory.fd)
         directory.close()
     except OSError as error:
-        if error.errno not in _UNSUPPORTED | {errno.EINVAL, errno.EACCES, errno.EPERM}:
-            raise _refused(error, f"making the name of the database in {path} durable") from error
+        if error.errno not in UNSUPPORTED | {errno.EINVAL, errno.EACCES, errno.EPERM}:
+            raise refused(error, f"making the name of the database in {path} durable") from error
 
 
-def _open_or_create(
-    system: System, shown: Path, readonly: bool, first_image: Callable[[], bytes] | None
-) -> Descriptor:
+def _open_or_create(system: System, shown: Path, readonly: bool, first_image: Callable[[], bytes] | None) -> Descriptor:
     # O_NONBLOCK: a pipe or device at this place is refused, not waited for.
     flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_NONBLOCK | os.O_NOCTTY
     name = os.path.realpath(shown)
@@ -766,7 +600,7 @@ def _create(system: System, name: str, first_image: Callable[[], bytes]) -> None
         unnamed = None
     if unnamed is not None:
         image = first_image()
-        _write_all(system.pwrite, unnamed.fd, image, 0)
+        write_all(system.pwrite, unnamed.fd, image, 0)
         system.sync(unnamed.fd)
         try:
             system.link(unnamed.fd, last, directory.fd)
@@ -775,7 +609,7 @@ def _create(system: System, name: str, first_image: Callable[[], bytes]) -> None
         except FileExistsError:
             return
         except OSError as error:
-            if error.errno not in _UNSUPPORTED | {errno.EPERM, errno.EXDEV, errno.ENOENT, errno.EINVAL}:
+            if error.errno not in UNSUPPORTED | {errno.EPERM, errno.EXDEV, errno.ENOENT, errno.EINVAL}:
                 raise
     # No unnamed files here: begin with an empty one, which the writer fills in place.
     with contextlib.suppress(FileExistsError):
