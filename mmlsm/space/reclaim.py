@@ -46,7 +46,8 @@ def reclaimable(
 def _is_held(retirement: Retirement, held: Bitmap) -> bool:
     """Whether some page of it is set in `held`."""
     return any(
-        first < held.pages and held.any_set(first, min(count, held.pages - first)) for first, count in retirement.extents
+        first < held.pages and held.any_set(first, min(count, held.pages - first))
+        for first, count in retirement.extents
     )
 
 
