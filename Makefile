@@ -1,0 +1,86 @@
+# The everyday commands. Each makes what it needs from nothing (Python 3.11+, a C compiler, make); repeats are quick.
+#
+#   make demo     a short tour of a database, with figures
+#   make test     the whole suite, compiled and interpreted
+#   make lint     ruff, and mypy --strict
+#   make stress   the seeded stress tests for long: EFFORT=20 times the usual, SEEDS=10 of them
+#   make bench    beside LMDB, three ratios
+#   make docs     the examples in the documents, run
+#   make build    only install the compiled package into .venv
+#   make clean
+#
+# TESTS='tests/unit/test_leaf.py -k empty' narrows a test run. VENV and PYTHON choose another environment:
+# make test-compiled VENV=.venv-3.13 PYTHON=python3.13
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_INTERPRETED ?= $(VENV)-interpreted
+TESTS ?=
+EFFORT ?= 20
+SEEDS ?= 10
+
+SOURCES := $(shell find mmlsm \( -name '*.py' -o -name '*.pxd' -o -name py.typed -o -type d \) ! -name __pycache__)
+PACKAGING := pyproject.toml setup.py MANIFEST.in $(wildcard README.md)
+
+# `import mmlsm` must find what was installed and not the checkout, in subprocesses of the tests too.
+export PYTHONSAFEPATH = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+unexport PYTHONPATH
+
+.PHONY: demo test test-compiled test-interpreted lint stress bench docs build build-interpreted clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(VENV)/bin/mmlsm demo
+
+test: test-compiled test-interpreted
+
+test-compiled: $(VENV)/installed
+	MMLSM_EXPECT_MODE=compiled $(VENV)/bin/python -m pytest $(TESTS)
+
+test-interpreted: $(VENV_INTERPRETED)/installed
+	MMLSM_EXPECT_MODE=interpreted $(VENV_INTERPRETED)/bin/python -m pytest $(TESTS)
+
+lint: $(VENV)/tools
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+stress: $(VENV)/installed
+	MMLSM_EXPECT_MODE=compiled $(VENV)/bin/python -m pytest --effort $(EFFORT) --seeds $(SEEDS) --timeout 3600 \
+	    $(or $(TESTS),tests/stress)
+
+bench: $(VENV)/installed
+	$(VENV)/bin/python -m pip install -q lmdb
+	$(VENV)/bin/python benchmarks/against_lmdb.py
+
+docs: $(VENV)/installed
+	MMLSM_EXPECT_MODE=compiled $(VENV)/bin/python -m pytest tests/docs
+
+build: $(VENV)/installed
+
+build-interpreted: $(VENV_INTERPRETED)/installed
+
+clean:
+	rm -rf .venv* build dist *.egg-info
+
+# An environment with what the tests and the build need, made anew when pyproject.toml asks for other things.
+%/tools: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install -q $$($*/bin/python -c 'import tomllib; \
+	    project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	    print(*project["dependencies"], *project["optional-dependencies"]["dev"])')
+	touch $@
+
+# Installed from a copy, so that nothing built stands in the checkout and several environments may build at once.
+# The copy keeps the times, so only what changed is compiled again.
+INSTALL = rm -rf $(@D)/source/mmlsm && mkdir -p $(@D)/source && \
+    cp -Rp mmlsm $(PACKAGING) $(@D)/source/ && find $(@D)/source/mmlsm -name '*.so' -delete && \
+    $(1) $(@D)/bin/python -m pip install -q --no-deps --no-build-isolation --force-reinstall $(@D)/source && touch $@
+
+$(VENV)/installed: $(VENV)/tools $(SOURCES) $(PACKAGING)
+	$(call INSTALL,MMLSM_INTERPRETED=0)
+
+$(VENV_INTERPRETED)/installed: $(VENV_INTERPRETED)/tools $(SOURCES) $(PACKAGING)
+	$(call INSTALL,MMLSM_INTERPRETED=1)

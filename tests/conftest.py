@@ -1,0 +1,89 @@
+"""What all tests share: which mmlsm is under test, how long to look, and which seeds.
+
+The suite runs against an installed mmlsm, compiled or interpreted; `MMLSM_EXPECT_MODE` says which it must be, and a
+run that meets the other, or the checkout, ends before its first test. Without it anything goes, for a quick look.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import mmlsm
+import mmlsm.memory
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+MODE = "compiled" if mmlsm.memory.COMPILED else "interpreted"
+PLACE = Path(mmlsm.memory.__file__).resolve().parent
+
+hypothesis.settings.register_profile("ci", max_examples=50, derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("long", max_examples=2000, deadline=None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mmlsm")
+    group.addoption("--effort", type=int, default=1, help="times the usual number of steps in stress tests")
+    group.addoption("--seeds", type=int, default=2, help="how many seeds each seeded test runs with")
+    group.addoption("--seed", type=int, default=None, help="the one seed to run seeded tests with")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("long" if config.getoption("--effort") > 1 else "ci")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    expected = os.environ.get("MMLSM_EXPECT_MODE")
+    if expected is None:
+        return
+    if expected != MODE:
+        pytest.exit(f"MMLSM_EXPECT_MODE={expected}, but {PLACE} is {MODE}", returncode=3)
+    if PLACE.is_relative_to(CHECKOUT / "mmlsm"):
+        pytest.exit(f"{PLACE} is the checkout, not an installed mmlsm", returncode=3)
+    if MODE == "interpreted" and (built := [*PLACE.rglob("*.so")]):
+        pytest.exit(f"an interpreted mmlsm with compiled modules: {built}", returncode=3)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return (
+        f"mmlsm: {MODE}, at {PLACE}; Python {sys.version.split()[0]}; seeds {_seeds(config)}, "
+        f"effort {config.getoption('--effort')}, hypothesis profile {hypothesis.settings._current_profile}"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `seed` runs once for each seed; its name says which."""
+    if "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", _seeds(metafunc.config))
+
+
+def _seeds(config: pytest.Config) -> list[int]:
+    seed = config.getoption("--seed")
+    return list(range(config.getoption("--seeds"))) if seed is None else [seed]
+
+
+@pytest.fixture
+def effort(request: pytest.FixtureRequest) -> int:
+    """How many times the usual number of steps a stress test takes; 1 in CI."""
+    return int(request.config.getoption("--effort"))
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The folder of the project's sources, whichever mmlsm is under test."""
+    return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def mode() -> str:
+    """ "compiled" or "interpreted": which mmlsm is under test."""
+    return MODE
+
+
+@pytest.fixture(scope="session")
+def version() -> str:
+    return importlib.metadata.version("mmlsm")
