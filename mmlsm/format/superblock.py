@@ -189,8 +189,8 @@ def decode(data: bytes, slot: int) -> Superblock:
     unknown = block.features_incompatible & ~KNOWN_INCOMPATIBLE
     if unknown:
         raise FormatError(
-            f"the file uses features that this mmlsm does not know: {bit_names(unknown, INCOMPATIBLE_NAMES)}; nothing was "
-            "changed; use a newer mmlsm"
+            f"the file uses features that this mmlsm does not know: {bit_names(unknown, INCOMPATIBLE_NAMES)}; "
+            "nothing was changed; use a newer mmlsm"
         )
     if block.page_bytes != limits.PAGE_BYTES or block.sum_bytes != SUM_BYTES:
         raise FormatError(
