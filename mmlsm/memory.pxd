@@ -63,6 +63,7 @@ cdef extern from *:
     }
     static inline void mm_fill(uint8_t* to, Py_ssize_t at, int value, Py_ssize_t n) { memset(to + at, value, n); }
     static inline const uint8_t* mm_at(const uint8_t* a, Py_ssize_t i) { return a + i; }
+    static inline uint8_t* mm_part(uint8_t* a, Py_ssize_t i) { return a + i; }
     static inline uint64_t mm_key_hash(const uint8_t* k, Py_ssize_t n) {
         const uint64_t m = 0x9E3779B97F4A7C15ULL;
         uint64_t h = ((uint64_t)n + 1) * m, x;
@@ -102,6 +103,7 @@ cdef extern from *:
     void copy "mm_copy"(u8w to, Py_ssize_t at, u8s source, Py_ssize_t start, Py_ssize_t n) noexcept nogil
     void fill "mm_fill"(u8w to, Py_ssize_t at, int value, Py_ssize_t n) noexcept nogil
     u8s at "mm_at"(u8s a, Py_ssize_t i) noexcept nogil
+    u8w part "mm_part"(u8w a, Py_ssize_t i) noexcept nogil
     uint64_t key_hash "mm_key_hash"(u8s key, Py_ssize_t key_bytes) noexcept nogil
     void filter_add "mm_filter_add"(u8w bits, Py_ssize_t at, uint64_t blocks, uint64_t h) noexcept nogil
     bint filter_holds "mm_filter_holds"(u8s bits, Py_ssize_t at, uint64_t blocks, uint64_t h) noexcept nogil

@@ -200,6 +200,10 @@ if not cython.compiled:
         """`a` from byte i on, without a copy."""
         return memoryview(a)[i:]
 
+    def part(a, i):
+        """The writable `a` from byte i on, without a copy."""
+        return a[i:]
+
     def cut(v, lo, hi):
         """v[lo:hi] as bytes."""
         return bytes(v[lo:hi])

@@ -42,7 +42,8 @@ def bound_of(key: object) -> bytes | None:
 def prefix_end(prefix: bytes) -> bytes | None:
     """The least key above all keys that begin with `prefix`; None when there is none."""
     stripped = prefix.rstrip(b"\xff")
-    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None
+    last = len(stripped) - 1
+    return stripped[:last] + bytes([stripped[last] + 1]) if stripped else None
 
 
 class Range:

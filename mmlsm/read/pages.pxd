@@ -9,4 +9,5 @@ cdef class Pages:
     cdef bint verify_never
 
     cdef int touch_node(self, int64_t page, int64_t pages, uint64_t expected, int height) except -1
+    cdef int judge(self, bytes data, int64_t page, uint64_t expected, int height) except -1
     cdef int touch_key(self, int64_t reference_at) except -1

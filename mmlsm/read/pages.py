@@ -22,11 +22,14 @@ from mmlsm.format.manifest import Reference
 from mmlsm.format.page import fault
 
 if cython.compiled:
+    from cython.cimports.libc.stdint import int64_t
     from cython.cimports.mmlsm.format.leaf import fault_code as leaf_fault
+    from cython.cimports.mmlsm.format.parent import child_page, child_pages, child_sum
     from cython.cimports.mmlsm.format.parent import fault_code as parent_fault
     from cython.cimports.mmlsm.memory import Window, cut, u8s
 else:
     from mmlsm.format.leaf import fault_code as leaf_fault
+    from mmlsm.format.parent import child_page, child_pages, child_sum
     from mmlsm.format.parent import fault_code as parent_fault
     from mmlsm.memory import Window, cut
 
@@ -44,7 +47,10 @@ class Pages:
 
     def touch_node(self, page, pages, expected, height):
         """Prove the leaf (height 0) or parent at `page`; CorruptionError names what is wrong."""
-        data: bytes = read_node(self.file, page, pages, self.segment_id)
+        return self.judge(read_node(self.file, page, pages, self.segment_id), page, expected, height)
+
+    def judge(self, data, page, expected, height):
+        """Prove the bytes of a node that were read from `page`, and remember that they are sound."""
         m8: u8s = data
         code: cython.int
         if not self.verify_never and checksum(data) != expected:
@@ -65,10 +71,44 @@ class Pages:
             self.window.verified[page] = 1
         return 0
 
+    def children_of(self, page: int64_t) -> list[tuple[int, int, int]]:
+        """(page, pages, sum) of each child of the proved parent at `page`, in key order."""
+        i: cython.Py_ssize_t
+        base: int64_t = page << 12
+        n: cython.Py_ssize_t = self.window.m16[(base >> 1) + 2]
+        w: Window = self.window
+        return [(child_page(w, base, i), child_pages(w, base, i), child_sum(w, base, i)) for i in range(n)]
+
+    def is_proved(self, page: int64_t) -> bool:
+        """Whether the node at `page` was proved in this window."""
+        return self.window.verified[page] == 1
+
+    def touch_nodes(self, nodes: list[tuple[int, int, int]], height: cython.int) -> None:
+        """Prove nodes (page, pages, sum) of one height, reading neighbours of up to 1 MiB in one go."""
+        at: cython.Py_ssize_t = 0
+        while at < len(nodes):
+            first, count, _ = nodes[at]
+            if self.is_proved(first):
+                at += 1
+                continue
+            end: cython.Py_ssize_t = at + 1
+            while end < len(nodes) and nodes[end][0] == first + count and count < 256:
+                count += nodes[end][1]
+                end += 1
+            data = read_node(self.file, first, count, self.segment_id)
+            for page, pages, expected in nodes[at:end]:
+                start = (page - first) * limits.PAGE_BYTES
+                self.judge(data[start : start + pages * limits.PAGE_BYTES], page, expected, height)
+            at = end
+
     def touch_key(self, reference_at):
         """Prove the overflow extent of a key or separator, whose reference stands at that byte of the file."""
         self.touch_extent(Reference.unpack(cut(self.window.m8, reference_at, reference_at + 24)))
         return 0
+
+    def prove_key(self, reference_at: int64_t) -> None:
+        """`touch_key` for Python callers."""
+        self.touch_key(reference_at)
 
     def touch_extent(self, reference: Reference) -> None:
         """Prove all of an overflow extent, so that it may be read through the map."""

@@ -40,6 +40,8 @@ cdef class LeafWriter:
     cdef Buffer previous_key
     cdef Py_ssize_t previous_key_bytes
     cdef bint has_previous
+    cdef Buffer lowest
+    cdef Py_ssize_t lowest_bytes
     cdef readonly Int64s leaf_at
     cdef readonly Int64s separator_at
     cdef readonly Int64s separator_bytes

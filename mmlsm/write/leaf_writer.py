@@ -84,6 +84,8 @@ class LeafWriter:
         self.first_key = Buffer(65536)
         self.last_key = Buffer(65536)
         self.previous_key = Buffer(65536)
+        self.lowest = Buffer(65536)
+        self.lowest_bytes = 0
         self.has_previous = False
         self.leaf_at = Int64s(LEAVES_A_BATCH + 1)
         self.separator_at = Int64s(LEAVES_A_BATCH)
@@ -114,6 +116,9 @@ class LeafWriter:
         if self.count == 0:
             copy(self.first_key.m8, 0, key, 0, key_bytes)
             self.first_key_bytes = key_bytes
+            if not self.has_previous:
+                copy(self.lowest.m8, 0, key, 0, key_bytes)
+                self.lowest_bytes = key_bytes
         copy(self.last_key.m8, 0, key, 0, key_bytes)
         self.last_key_bytes = key_bytes
 
@@ -275,6 +280,10 @@ class LeafWriter:
     def finish(self) -> bool:
         """Finish the last leaf. False when `out` must be drained first."""
         return self.finish_leaf() == ADDED
+
+    def first(self) -> bytes:
+        """The first key added."""
+        return bytes(self.lowest.data[: self.lowest_bytes])
 
     def last(self) -> bytes:
         """The last key added."""

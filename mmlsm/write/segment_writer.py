@@ -165,7 +165,7 @@ class SegmentWriter:
             self.reserved.append(Extent(self.run.first, self.run_used))
         self.run, self.run_used = Extent(0, 0), 0
 
-    def finish(self, segment_id: int, first_key: bytes, seq_low: int, seq_high: int) -> SegmentRecord | None:
+    def finish(self, segment_id: int, *, seq_low: int, seq_high: int) -> SegmentRecord | None:
         """Write all that is left; the record, not yet installed (`installed` = birth), or None without entries."""
         while not self.leaves.finish():
             self.drain()
@@ -189,7 +189,7 @@ class SegmentWriter:
             data_bytes=self.leaves.data_bytes,
             pages=sum(extent.count for extent in self.reserved),
             leaf_pages=self.leaf_bytes // limits.PAGE_BYTES,
-            first_key=first_key,
+            first_key=self.leaves.first(),
             last_key=self.leaves.last(),
             seq_low=seq_low,
             seq_high=seq_high,

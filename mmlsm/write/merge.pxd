@@ -1,0 +1,42 @@
+from libc.stdint cimport int64_t
+from mmlsm.memory cimport Buffer, Int64s, Window
+from mmlsm.read.tournament cimport Tournament
+from mmlsm.write.leaf_writer cimport LeafWriter
+
+cdef enum:
+    DONE = 0
+    FULL = 1
+    DROPPED_FULL = 2
+    FEED = 1000
+    TOUCH = 2000
+    FEED_LEAVES = 1024
+    STRIDE = 8256
+    DROPPED_MOST = 4096
+
+cdef class MergeCore:
+    cdef Window window
+    cdef LeafWriter writer
+    cdef Tournament tournament
+    cdef readonly Py_ssize_t sources
+    cdef bint drop_tombstones
+    cdef Int64s feed
+    cdef Int64s feed_at
+    cdef Int64s feed_count
+    cdef Int64s ended
+    cdef Int64s base
+    cdef Int64s at_entry
+    cdef Int64s entries
+    cdef Buffer scratch
+    cdef Buffer held
+    cdef Py_ssize_t held_bytes
+    cdef bint holding
+    cdef Py_ssize_t loading
+    cdef Py_ssize_t primed
+    cdef Int64s dropped
+    cdef readonly Py_ssize_t dropped_count
+    cdef readonly int64_t entries_in
+
+    cdef int load(self, Py_ssize_t s) noexcept nogil
+    cdef void drop(self, int64_t entry) noexcept nogil
+    cdef int emit(self, Py_ssize_t s) noexcept nogil
+    cdef int run(self) noexcept nogil
