@@ -17,7 +17,7 @@ from setuptools.command.build_py import build_py
 INTERPRETED = os.environ.get("MMLSM_INTERPRETED", "") not in ("", "0")
 NO_COMPILER = """
 mmlsm could not be compiled: {reason}
-Install a C compiler and Python's headers (Debian, Ubuntu: apt install gcc python3-dev), or ask for interpreted mode:
+It takes a C compiler and Python's headers (Debian, Ubuntu: apt install gcc python3-dev). Or ask for interpreted mode:
 
     MMLSM_INTERPRETED=1 pip install .
 """
@@ -48,10 +48,14 @@ class Compile(build_ext):
         from Cython.Build import cythonize
 
         directory = Path(self.build_temp) / "c"
-        for extension in self.extensions:
-            made = cythonize([extension], language_level=3, build_dir=str(directory), include_path=["."])[0]
-            extension.sources, extension.depends = made.sources, made.depends
+        workers = os.cpu_count() or 1
         try:
+            made = cythonize(
+                self.extensions, language_level=3, build_dir=str(directory), include_path=["."], nthreads=workers
+            )
+            for extension, compiled in zip(self.extensions, made, strict=True):
+                assert extension.name == compiled.name
+                extension.sources, extension.depends = compiled.sources, compiled.depends
             super().run()
         except Exception as error:
             raise SystemExit(NO_COMPILER.format(reason=error)) from error
