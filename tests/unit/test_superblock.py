@@ -130,7 +130,7 @@ def test_any_bytes_with_a_right_sum_decode_or_are_a_typed_error() -> None:
 def test_an_unknown_version_is_refused_whatever_the_sum() -> None:
     data = bytearray(BLOCK.encode())
     data[8] = 2
-    with pytest.raises(FormatError, match="format version 2.*nothing was changed"):
+    with pytest.raises(FormatError, match=r"format version 2.*nothing was changed"):
         decode(bytes(data), 0)
 
 
@@ -143,14 +143,14 @@ def test_unknown_incompatible_features_are_refused_by_name() -> None:
 
 
 def test_unknown_readonly_compatible_features_allow_reading_only() -> None:
-    with pytest.raises(FormatError, match="features 1 .*readonly=True"):
+    with pytest.raises(FormatError, match=r"features 1 .*readonly=True"):
         decode(BLOCK.encode(), 0).require_writable()
     replace(BLOCK, features_readonly_compatible=0).require_writable()
 
 
 @pytest.mark.parametrize(("at", "new"), [(12, b"\x00\x20"), (100, b"\x18")])
 def test_other_page_and_sum_sizes_are_a_format_error(at: int, new: bytes) -> None:
-    with pytest.raises(FormatError, match="pages of .* bytes and sums of"):
+    with pytest.raises(FormatError, match=r"pages of .* bytes and sums of"):
         decode(resealed(BLOCK.encode(), at, new), 0)
 
 
