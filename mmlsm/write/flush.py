@@ -1,0 +1,113 @@
+"""A flush: a sealed memtable becomes the newest run.
+
+Runs on the writer thread, at open after a crash, and at close. It holds no lock but for the install at its end.
+
+I1. The memtable's commits are all published before it is flushed, and the log is let go only with the install.
+I2. Overflow values that the newest versions refer to become the segment's; those of overwritten versions retire.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from mmlsm.format.manifest import Level, Reference, SegmentRecord
+from mmlsm.space.extents import Extent
+from mmlsm.write.merge_run import node_bytes
+from mmlsm.write.segment_writer import SegmentWriter, pack_value
+from mmlsm.write.store import Edit, Store
+
+if TYPE_CHECKING:
+    from mmlsm.file import Channel
+    from mmlsm.format.superblock import LogPosition
+    from mmlsm.write.memtable import Memtable
+
+ITEMS_A_STEP = 1000
+"""Entries between two chances for other threads to take the GIL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """A segment written from a memtable, not yet installed."""
+
+    record: SegmentRecord | None
+    written: list[Extent]
+    kept: set[Extent]
+    bytes_written: int
+
+
+def write_memtable(store: Store, channel: Channel, table: Memtable) -> Flushed:
+    """Write the segment; gives everything back if it fails."""
+    count = table.entry_count
+    mean = table.live_bytes // max(1, count) + 12
+    writer = SegmentWriter(
+        channel,
+        store.allocator,
+        store.settings,
+        birth=store.manifest.install + 1,
+        leaf_bytes=node_bytes(store.settings, mean),
+        expected_entries=count if store.manifest.levels and any(store.manifest.levels) else 0,
+    )
+    kept: set[Extent] = set()
+    try:
+        items = table.sorted_items()
+        while step := list(islice(items, ITEMS_A_STEP)):
+            for _, value in step:
+                if isinstance(value, Reference):
+                    kept.add(Extent(value.page, value.pages))
+            writer.add_items([(key, pack_value(value)) for key, value in step])
+        record = writer.finish(store.next_segment_id(), seq_low=table.first_seq, seq_high=table.last_seq)
+    except BaseException:
+        writer.abandon()
+        raise
+    if record is not None and kept:
+        record = replace(record, pages=record.pages + sum(extent.count for extent in kept))
+    return Flushed(record, writer.reserved, kept, writer.bytes_written)
+
+
+def flush(
+    store: Store,
+    channel: Channel,
+    table: Memtable,
+    *,
+    log: LogPosition,
+    log_extents: list[Extent],
+    extents: list[Extent],
+    live: bool = False,
+    clean: bool = False,
+) -> int:
+    """Write `table`, install it, let the log before `log` go; the bytes written.
+
+    `log_extents` are the log's extents before that position, `extents` all overflow extents that the table's commits
+    named; both are reserved, or `live` already, as after a recovery.
+    """
+    flushed = write_memtable(store, channel, table)
+    dropped = [extent for extent in extents if extent not in flushed.kept]
+
+    def levels(present: tuple[Level, ...], number: int) -> tuple[Level, ...]:
+        if flushed.record is None:
+            return present
+        run = (replace(flushed.record, installed=number),)
+        return ((run, *(present[0] if present else ())), *present[1:])
+
+    commit = list(flushed.written)
+    if not live:
+        commit += [*log_extents, *extents]
+    edit = Edit(
+        levels=levels,
+        commit=commit,
+        retire=[(dropped, 0), (log_extents, store.manifest.install + 1)],
+        log=log,
+        seq=table.last_seq or None,
+        clean=clean,
+        without_tables=(table,),
+    )
+    try:
+        store.install(channel, edit)
+    except BaseException:
+        if store.file.failure is None:
+            for extent in flushed.written:
+                store.allocator.give_back(extent)
+        raise
+    return flushed.bytes_written

@@ -1,0 +1,278 @@
+"""The merge thread: merges, lets go of what no reader holds, gives space back, truncates.
+
+I1. It holds a strong reference to the Store only, never to a Database; it stops at step boundaries.
+I2. It alone tears segments down, and only tries the exclusive side of their locks: it never waits on a reader (R11).
+I3. Finalisers reach it through `store.released`, a SimpleQueue, and take no lock (R12).
+I4. A merge that fails has given everything back; the error is kept for `stats()` and the merge is tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mmlsm.errors import Error, ReadOnlyError
+from mmlsm.format.manifest import Level
+from mmlsm.write.merge_policy import MergePlan, plan
+from mmlsm.write.merge_run import MergeResult, Stopped, merge_segments
+from mmlsm.write.store import Edit, Store
+
+if TYPE_CHECKING:
+    from mmlsm.file import Channel
+    from mmlsm.read.version import Version
+
+IDLE_S = 0.5
+"""Nothing installed for this long: the database is idle, and converges to one run."""
+
+RETRY_S = 1.0
+
+
+class Merger(threading.Thread):
+    """`wake()` after an install; `request_compaction()` and `stop()` from any thread."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(name="mmlsm-merge", daemon=True)
+        # constant after construction
+        self.store = store
+        self.lock = threading.Condition()
+        # guarded by lock
+        self.stopping = False
+        self.compactions: list[Compaction] = []
+        # this thread's own, read by stats()
+        self.error: Error | None = None
+        self.merges = 0
+        self.bytes_written = 0
+        self.entries_merged = 0
+        self.installed_at = time.monotonic()
+        self.channel: Channel | None = None
+
+    # -- any thread
+
+    def wake(self) -> None:
+        """Something was installed or released."""
+        self.store.released.put(None)
+
+    def stop(self) -> None:
+        """Stop at the next step boundary; the caller joins."""
+        with self.lock:
+            self.stopping = True
+            self.lock.notify_all()
+        self.wake()
+
+    def request_compaction(self, progress: Callable[[int, int], object] | None) -> Compaction:
+        """Ask for everything to be merged into one run and space to be given back; wait on what is answered."""
+        request = Compaction(progress)
+        with self.lock:
+            if self.stopping:
+                request.finish(None)
+            self.compactions.append(request)
+        self.wake()
+        return request
+
+    # -- the thread
+
+    def run(self) -> None:
+        with contextlib.suppress(Error):
+            self.channel = self.store.file.channel()
+        while True:
+            with self.lock:
+                if self.stopping:
+                    break
+            try:
+                busy = self.step()
+                self.error = None
+            except Stopped:
+                continue
+            except ReadOnlyError as error:
+                self.error = error
+                busy = False
+            except Error as error:
+                self.error = error
+                self.fail_compactions(error)
+                self.pause(RETRY_S)
+                continue
+            if not busy:
+                self.drain(block=True)
+        self.fail_compactions(None)
+        if self.channel is not None:
+            with contextlib.suppress(Error):
+                self.channel.close()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, unless asked to stop."""
+        with self.lock:
+            if not self.stopping:
+                self.lock.wait(seconds)
+
+    def step(self) -> bool:
+        """One round: drain, reclaim, merge if the policy says so. Whether there may be more to do at once."""
+        self.drain(block=False)
+        self.reclaim()
+        with self.lock:
+            request = self.compactions[0] if self.compactions else None
+        version = self.store.state.version
+        chosen = self.choose(version, request)
+        if chosen is not None:
+            self.merge(version, chosen, request)
+            return True
+        if request is not None:
+            self.reclaim()
+            with self.lock:
+                self.compactions.remove(request)
+            request.finish(None)
+            return True
+        return False
+
+    def choose(self, version: Version, request: Compaction | None) -> MergePlan | None:
+        """What to merge now."""
+        records = [run[0].record for level in version.levels for run in level]
+        sizes = [record.pages for record in records]
+        tombstones = bool(records) and records[-1].tombstones > 0
+        if request is not None:
+            return plan(sizes, idle=True, has_tombstones=tombstones)
+        if not self.store.settings.auto_merge:
+            return None
+        idle = time.monotonic() - self.installed_at >= IDLE_S
+        return plan(sizes, idle=idle, has_tombstones=tombstones)
+
+    def merge(self, version: Version, chosen: MergePlan, request: Compaction | None) -> None:
+        """Merge the planned runs of `version`, which this reference pins, and install the result."""
+        store, channel = self.store, self.channel
+        assert channel is not None
+        runs = [run for level in version.levels for run in level][chosen.first : chosen.last]
+        segments = [segment for run in runs for segment in run]
+
+        def pause(done: int, total: int) -> None:
+            with self.lock:
+                if self.stopping:
+                    raise Stopped
+            if request is not None:
+                request.report(done, total)
+
+        result = merge_segments(
+            store.file,
+            channel,
+            store.allocator,
+            store.settings,
+            segments,
+            drop_tombstones=chosen.bottom,
+            with_filter=not chosen.bottom,
+            birth=store.manifest.install + 1,
+            segment_id=store.next_segment_id(),
+            pause=pause,
+        )
+        self.install(channel, {segment.record.id for segment in segments}, result, [s.record.installed for s in segments])
+        self.merges += 1
+        self.bytes_written += result.bytes_written
+        self.entries_merged += result.entries_in
+        self.installed_at = time.monotonic()
+
+    def install(self, channel: Channel, merged: set[int], result: MergeResult, births: list[int]) -> None:
+        """Put the result in the place of the runs that it was made of, whatever was flushed meanwhile."""
+        store = self.store
+
+        def levels(present: tuple[Level, ...], number: int) -> tuple[Level, ...]:
+            runs = [run for level in present for run in level]
+            at = next(i for i, run in enumerate(runs) if run[0].id in merged)
+            rest = [run for run in runs if run[0].id not in merged]
+            if result.record is not None:
+                rest.insert(at, (replace(result.record, installed=number),))
+            return (tuple(rest),) if rest else ()
+
+        edit = Edit(levels=levels, commit=list(result.written), retire=[(list(result.unlinked), min(births))])
+        try:
+            store.install(channel, edit)
+        except BaseException:
+            if store.file.failure is None:
+                for extent in result.written:
+                    store.allocator.give_back(extent)
+            raise
+
+    def drain(self, *, block: bool) -> None:
+        """Take in what finalisers posted; wait for something when `block`."""
+        store = self.store
+        with contextlib.suppress(queue.Empty):
+            while True:
+                message = store.released.get(block=block, timeout=IDLE_S) if block else store.released.get_nowait()
+                block = False
+                if message is None:
+                    self.installed_at = time.monotonic()
+                    continue
+                install, segments = message
+                for segment in segments:
+                    segment.lock.release_shared()
+                store.reclaimer.unpin(install)
+
+    def reclaim(self) -> None:
+        """Free what no pinned version sees, tear down segments that are gone, cut the file's free tail off."""
+        store = self.store
+        if store.file.failure is not None:
+            return
+        present = {segment.record.id for segment in store.state.version.segments}
+        for number, segment in list(store.segments.items()):
+            if number not in present and segment.lock.try_acquire_exclusive():
+                with store.install_lock:
+                    store.segments.pop(number, None)
+        if store.reclaimer.pending() or store.allocator.free_extents():
+            if store.file.pins_elsewhere():
+                return
+            store.reclaimer.reclaim(store.superblock.install)
+            store.allocator.truncate()
+
+    def fail_compactions(self, error: Error | None) -> None:
+        """End every waiting request."""
+        with self.lock:
+            waiting, self.compactions = self.compactions, []
+        for request in waiting:
+            request.finish(error)
+
+
+class Compaction:
+    """A request to merge everything, and its progress, which the asking thread reports."""
+
+    def __init__(self, progress: Callable[[int, int], object] | None) -> None:
+        self.progress = progress
+        self.lock = threading.Condition()
+        self.done = 0
+        self.total = 0
+        self.cancelled = False
+        self.finished = False
+        self.error: Error | None = None
+
+    def report(self, done: int, total: int) -> None:
+        """The merge thread's word; raises Stopped when the asking thread has given up."""
+        with self.lock:
+            self.done, self.total = done, total
+            self.lock.notify_all()
+            if self.cancelled:
+                raise Stopped
+
+    def finish(self, error: Error | None) -> None:
+        """Let `wait` return, or raise the error."""
+        with self.lock:
+            self.finished, self.error = True, error
+            self.lock.notify_all()
+
+    def wait(self) -> None:
+        """Until it is done; what `progress` raises stops the merge cleanly and is raised here."""
+        try:
+            while True:
+                with self.lock:
+                    if not self.finished:
+                        self.lock.wait(0.1)
+                    done, total, finished = self.done, self.total, self.finished
+                if self.progress is not None:
+                    self.progress(done, total)
+                if finished:
+                    break
+        except BaseException:
+            with self.lock:
+                self.cancelled = True
+            raise
+        if self.error is not None:
+            raise self.error

@@ -1,0 +1,267 @@
+"""Store: the current version and memtables, and the one way to change them durably: `install`.
+
+Shared by the committing threads, the writer thread and the merge thread. A change of the version is serialised by the
+install lock, a change of the memtables by the order lock; readers take `state`, one reference, and no lock.
+
+I1. The current version's manifest is durable in both superblock slots before readers see the version (R1, R8).
+I2. `state` is replaced under the order lock only, so no seal is lost to an install and none the other way round.
+I3. An install that fails before its first superblock write changes nothing and gives back what it reserved; one that
+    fails later makes the file read-only, for which of the two generations holds is unknown until reopen (R10).
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from mmlsm import limits
+from mmlsm.errors import Error
+from mmlsm.format.checksum import checksum
+from mmlsm.format.manifest import BITMAP_PAGE_BITS, Level, Manifest, Reference, Retirement
+from mmlsm.format.superblock import LogPosition, Superblock
+from mmlsm.locks import INSTALL, ORDER, ordered_lock
+from mmlsm.read.reader import ReadState
+from mmlsm.read.segment import Segment
+from mmlsm.read.version import Version
+from mmlsm.space.extents import Extent, joined
+
+if TYPE_CHECKING:
+    from mmlsm.file import Channel, File
+    from mmlsm.settings import Settings
+    from mmlsm.space.allocator import Allocator
+    from mmlsm.space.bitmap import Bitmap
+    from mmlsm.space.reclaim import Reclaimer
+
+
+@dataclass(slots=True)
+class Edit:
+    """What an install changes. `levels` gives the new levels from the present ones.
+
+    `commit`: reserved extents that become live. `retire`: (extents, born) that no later version sees; extents that are
+    in both were never part of a version. `log` and `seq`: where recovery is to begin, where memtables were flushed.
+    """
+
+    levels: Callable[[tuple[Level, ...], int], tuple[Level, ...]]
+    commit: list[Extent] = field(default_factory=list)
+    retire: list[tuple[list[Extent], int]] = field(default_factory=list)
+    log: LogPosition | None = None
+    seq: int | None = None
+    clean: bool = False
+    without_tables: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A manifest written to fresh pages, not yet named by a superblock; `outdated` is what it takes the place of."""
+
+    manifest: Manifest
+    reference: Reference
+    bits: Bitmap
+    outdated: list[Extent]
+
+
+class Store:
+    """See the module's text. `superblock` and `manifest` are what is durable now."""
+
+    def __init__(
+        self,
+        file: File,
+        allocator: Allocator,
+        reclaimer: Reclaimer,
+        settings: Settings,
+        superblock: Superblock,
+        manifest: Manifest,
+        bits: Bitmap,
+    ) -> None:
+        # constant after construction
+        self.file = file
+        self.allocator = allocator
+        self.reclaimer = reclaimer
+        self.settings = settings
+        self.install_lock = ordered_lock("install", INSTALL, settings.debug)
+        self.order_lock = ordered_lock("order", ORDER, settings.debug)
+        self.released: SimpleQueue[tuple[int, tuple[Segment, ...]] | None] = SimpleQueue()
+        self.on_state: list[Callable[[ReadState], None]] = []
+        self.on_install: list[Callable[[], None]] = []
+        # guarded by install_lock
+        self.superblock = superblock
+        self.manifest = manifest
+        self.bits = bits
+        self.segments: dict[int, Segment] = {}
+        self.last_segment_id = 0
+        self.installs = 0
+        self.bytes_installed = 0
+        # guarded by order_lock
+        self.state = ReadState((), self.version_of(manifest), file, settings.verify)
+
+    # -- versions
+
+    def version_of(self, manifest: Manifest) -> Version:
+        """The manifest's version, pinned: segments that are open already are shared."""
+        levels = tuple(
+            tuple(tuple(self.segment_of(record) for record in run) for run in level) for level in manifest.levels
+        )
+        self.reclaimer.pin(manifest.install)
+        return Version(manifest.install, levels, self.released, self.file.pin)
+
+    def segment_of(self, record: Any) -> Segment:
+        """The open segment of a record."""
+        segment = self.segments.get(record.id)
+        if segment is None:
+            segment = self.segments[record.id] = Segment(self.file, record, self.settings.verify)
+        return segment
+
+    def set_state(self, tables: tuple[Any, ...], version: Version) -> None:
+        """Let readers see these memtables (newest first) and this version. REQUIRES order_lock."""
+        self.state = ReadState(tables, version, self.file, self.settings.verify)
+        for tell in self.on_state:
+            tell(self.state)
+
+    def next_segment_id(self) -> int:
+        """A segment id that was never given."""
+        with self.install_lock:
+            self.last_segment_id = max(self.last_segment_id + 1, self.manifest.next_segment_id)
+            return self.last_segment_id
+
+    # -- superblock
+
+    def write_superblock(self, channel: Channel, **changes: Any) -> None:
+        """Make the next generation durable in both slots, the older slot first (R1). REQUIRES install_lock."""
+        block = replace(self.superblock, generation=self.superblock.generation + 1, **changes)
+        image = block.encode()
+        try:
+            for slot in (block.generation & 1, 1 - (block.generation & 1)):
+                channel.pwrite_durably(slot * limits.PAGE_BYTES, image)
+        except Error as error:
+            if self.file.failure is None:
+                self.file.sync_failed(OSError(getattr(error, "errno", None) or errno.EIO, str(error)))
+            raise
+        self.superblock = block
+
+    def begin_log(self, channel: Channel, position: LogPosition, last_seq: int) -> None:
+        """Name a new epoch's log durably before its first record (R6), and raise the seq ceiling."""
+        with self.install_lock:
+            self.write_superblock(
+                channel,
+                clean=False,
+                log=position,
+                seq_ceiling=last_seq + limits.SEQ_CEILING_STEP,
+                file_pages=self.allocator.total,
+            )
+
+    # -- install
+
+    def install(self, channel: Channel, edit: Edit) -> int:
+        """Make the edit durable and let readers see it; the new install number.
+
+        REQUIRES install_lock not held. What `edit.commit` names stays reserved if this raises.
+        """
+        with self.install_lock:
+            self.file.check_writable()
+            number = self.manifest.install + 1
+            own: list[Extent] = []
+            try:
+                draft = self._write_manifest(channel, edit, number, own)
+                channel.sync()
+            except BaseException:
+                for extent in own:
+                    self.allocator.give_back(extent)
+                raise
+            self._switch(channel, edit, draft, number)
+            for extent in [*edit.commit, *own]:
+                self.allocator.commit(extent)
+            for extents, born in edit.retire:
+                self.reclaimer.retire(extents, born, number)
+            self.reclaimer.retire(draft.outdated, number, number)
+            self.manifest, self.bits = draft.manifest, draft.bits
+            self.installs += 1
+            version = self.version_of(draft.manifest)
+            with self.order_lock:
+                tables = tuple(t for t in self.state.tables if not any(t is gone for gone in edit.without_tables))
+                self.set_state(tables, version)
+        for tell in self.on_install:
+            tell()
+        return number
+
+    def _write_manifest(self, channel: Channel, edit: Edit, number: int, own: list[Extent]) -> Draft:
+        """Write manifest and changed bitmap pages to fresh pages, noting in `own` what is reserved for them.
+
+        The bitmap marks its own pages, so pages are reserved until nothing more changes.
+        """
+        present = self.manifest
+        levels = edit.levels(present.levels, number)
+        retired = [
+            *self.reclaimer.pending(),
+            *(Retirement(born, number, joined(extents)) for extents, born in edit.retire if extents),
+        ]
+        records = [record for level in levels for run in level for record in run]
+        manifest = replace(
+            present,
+            install=number,
+            levels=levels,
+            bitmap=(),
+            retired=tuple(retired),
+            live_bytes=sum(record.data_bytes for record in records),
+            next_segment_id=max([present.next_segment_id, *(record.id + 1 for record in records)]),
+            file_pages=self.allocator.total,
+        )
+        place = self.allocator.reserve(self._manifest_pages(manifest))
+        own.append(place)
+        fresh: list[Extent] = []
+        while True:
+            bits = self.allocator.live_bits(extra_live=[*edit.commit, *own])
+            changed = bits.changed_since(self.bits)
+            if len(changed) <= len(fresh):
+                break
+            fresh.append(self.allocator.reserve(1))
+            own.append(fresh[-1])
+        bitmap = list(present.bitmap[: bits.page_count])
+        bitmap += [(0, 0)] * (bits.page_count - len(bitmap))
+        for index, extent in zip(changed, fresh, strict=True):
+            data = bits.page_bytes(index)
+            channel.pwrite(extent.first * limits.PAGE_BYTES, data)
+            bitmap[index] = (extent.first, checksum(data))
+        kept = {page for page, _ in bitmap}
+        outdated = [Extent(page, 1) for page, _ in present.bitmap if page not in kept]
+        old = self.superblock.manifest
+        if old.pages:
+            outdated.append(Extent(old.page, old.pages))
+        if outdated:
+            retired.append(Retirement(number, number, joined(outdated)))
+        manifest = replace(manifest, bitmap=tuple(bitmap), retired=tuple(retired), file_pages=bits.pages)
+        data = manifest.encode()
+        size = place.count * limits.PAGE_BYTES
+        assert len(data) <= size, "the manifest outgrew its estimate"
+        channel.pwrite(place.first * limits.PAGE_BYTES, data.ljust(size, b"\0"))
+        self.bytes_installed += size + len(fresh) * limits.PAGE_BYTES
+        return Draft(manifest, Reference(len(data), place.first, place.count, checksum(data)), bits, outdated)
+
+    def _manifest_pages(self, draft: Manifest) -> int:
+        """Pages that the manifest will take at most, once its bitmap and what it replaces are entered."""
+        chunks = self.allocator.total // BITMAP_PAGE_BITS + 4
+        return -(-(len(draft.encode()) + 24 * chunks + 8 * len(self.manifest.bitmap) + 128) // limits.PAGE_BYTES)
+
+    def _switch(self, channel: Channel, edit: Edit, draft: Draft, number: int) -> None:
+        """The superblock's part of an install."""
+        changes: dict[str, Any] = {
+            "manifest": draft.reference,
+            "install": number,
+            "clean": edit.clean,
+            "file_pages": self.allocator.total,
+        }
+        if edit.log is not None:
+            changes["log"] = edit.log
+        if edit.seq is not None:
+            changes["seq"] = edit.seq
+        last = edit.seq if edit.seq is not None else self.superblock.seq
+        changes["seq_ceiling"] = last if edit.clean else max(self.superblock.seq_ceiling, last + limits.SEQ_CEILING_STEP)
+        self.write_superblock(channel, **changes)
+
+
+def new_epoch() -> int:
+    """A salt for a new life of the log; 0 is none."""
+    return secrets.randbits(64) or 1
