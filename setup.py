@@ -15,6 +15,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 INTERPRETED = os.environ.get("MMLSM_INTERPRETED", "") not in ("", "0")
+OPTIMISE = [] if "-O" in os.environ.get("CFLAGS", "") else ["-O3"]
 NO_COMPILER = """
 mmlsm could not be compiled: {reason}
 It takes a C compiler and Python's headers (Debian, Ubuntu: apt install gcc python3-dev). Or ask for interpreted mode:
@@ -76,7 +77,7 @@ class Copy(build_py):
 setup(
     ext_modules=[]
     if INTERPRETED
-    else [Extension(module_name(path), [str(path)], extra_compile_args=["-O3"]) for path in hot_modules()],
+    else [Extension(module_name(path), [str(path)], extra_compile_args=OPTIMISE) for path in hot_modules()],
     cmdclass={"build_ext": Compile, "build_py": Copy},
     options={"build": {"parallel": os.cpu_count() or 1}},
 )

@@ -251,7 +251,8 @@ def sources(checkout: Path) -> list[Source]:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_sources_keep_the_rule(rule: Callable[[list[Source]], list[str]], sources: list[Source]) -> None:
     faults = rule(sources)
-    assert not faults, "\n" + "\n".join(faults)
+    if faults:
+        pytest.fail("\n".join(faults), pytrace=False)
 
 
 def test_mypy_is_told_exactly_which_modules_are_compiled(sources: list[Source], checkout: Path) -> None:
