@@ -220,7 +220,7 @@ def printed(figures: dict[str, Any]) -> None:
         )
     sizes = figures["file_bytes"]
     print(
-        f"file {sizes['mmlsm'] >> 20} MiB beside {sizes['py-lmdb'] >> 20} MiB; compact took {figures['compact_s']:.1f} s"
+        f"file {sizes['mmlsm'] >> 20} MiB beside {sizes['py-lmdb'] >> 20} MiB; compact: {figures['compact_s']:.1f} s"
     )
 
 
