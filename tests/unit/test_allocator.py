@@ -107,7 +107,7 @@ class AllocatorModel(RuleBasedStateMachine):
                 return Extent(run.first, most if run.end == pages else min(most, run.count))
         return Extent(free[-1].first if free and free[-1].end == pages else pages, most)
 
-    @rule(least=st.integers(1, 12), more=st.sampled_from([0, 0, 1, 5, 300]))
+    @rule(least=st.integers(1, 12), more=st.sampled_from([0, 1, 5, 20, 300]))
     def reserve(self, least: int, more: int) -> None:
         expected = self.expected(least + more, least)
         extent = self.allocator.reserve_up_to(least + more, least) if more else self.allocator.reserve(least)
@@ -164,12 +164,15 @@ class AllocatorModel(RuleBasedStateMachine):
             ("r", self.allocator.give_back),
             ("r", self.allocator.commit),
             ("l", self.allocator.free),
-            ("r", lambda extent: self.allocator.extend(extent, 1)),
+            ("r", self.extend_by_one),
         ]
         for needs, change in changes:
             if owners != {needs}:
                 with pytest.raises(AssertionError):
                     change(Extent(first, count))
+
+    def extend_by_one(self, extent: tuple[int, int]) -> None:
+        self.allocator.extend(Extent(*extent), 1)
 
     @rule(least=st.integers(1, 12))
     def a_full_disk_changes_nothing(self, least: int) -> None:
@@ -239,6 +242,12 @@ def test_the_free_tail_is_used_before_the_file_grows() -> None:
     allocator, disk = holes((95, 5))
     assert allocator.reserve(8) == (95, 8)
     assert disk.pages == 103
+
+
+def test_the_free_tail_is_as_long_as_a_reservation_wants() -> None:
+    allocator, disk = holes((95, 5))
+    assert allocator.reserve_up_to(20, 3) == (95, 20)
+    assert disk.pages == 115
 
 
 def test_a_reservation_grows_in_place_into_free_pages_and_past_the_end() -> None:

@@ -166,6 +166,16 @@ def test_sections_are_there_once() -> None:
         decode(with_section(3, b""))
 
 
+def test_a_section_with_more_in_it_is_corruption() -> None:
+    data = bytearray(MANIFEST.encode())
+    at = data.index(bytes.fromhex("04000000000000002c"))
+    data[at + 8] += 4
+    assert decode(bytes(data)) == MANIFEST, "zeros are padding"
+    data[at + 16 + 0x2C] = 1
+    with pytest.raises(CorruptionError, match="left over"):
+        decode(bytes(data))
+
+
 def test_an_unknown_codec_and_unknown_flags_are_refused_by_name() -> None:
     data = bytearray(MANIFEST.encode())
     data[1] = 9
