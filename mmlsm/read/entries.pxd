@@ -14,6 +14,7 @@ cdef class EntryTable:
     cdef object order
     cdef object ordering
     cdef bint doubtful
+    cdef bint remade
     cdef object __weakref__
 
     cpdef Entry lookup(self, bytes key, int64_t seq)

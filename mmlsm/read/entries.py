@@ -10,7 +10,7 @@ I2. A key is in `fresh` before it is in `entries`, and leaves `fresh` only for `
 I3. A version that a registered snapshot sees is not unlinked. Who reads at a `seq` that is not registered looks
     afterwards whether `trimmed` has passed it, and if so reads again at a newer seq.
 I4. Writers take no lock here; making order is done under `ordering`, which nothing is taken below (rank 70).
-I5. Ctrl-C at any step leaves at worst `order` dropped and `doubtful` set: the next reader makes order anew.
+I5. Ctrl-C at any step leaves at worst `order` dropped and `doubtful` or `remade` set: the next reader makes order anew.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import cython
 from sortedcontainers import SortedList
 
 if cython.compiled:
+    from cython.cimports.cpython.ref import Py_REFCNT
     from cython.cimports.libc.stdint import int64_t
 
 
@@ -41,8 +42,12 @@ class Entry:
             # A long chain goes link by link; C recursion would end the process.
             entry: Entry = self.older
             self.older = None
-            while entry is not None and Py_REFCNT(entry) == 1:  # noqa: F821
-                entry = unlinked(entry)  # noqa: F821
+            following: Entry
+            while entry is not None and Py_REFCNT(entry) == 1:
+                following = entry.older
+                entry.older = None
+                entry = following
+                following = None
     else:
         __slots__ = ("depth", "older", "seq", "sweep_at", "value")
 
@@ -61,9 +66,12 @@ class EntryTable:
         self.entries: dict[bytes, Entry] = {}
         self.trimmed: int64_t = 0
         self.fresh: list[bytes] = []
-        self.order = None
+        self.order: SortedList[bytes] | None = SortedList()
         self.ordering = threading.Lock()
         self.doubtful = False
+        """Set by a writer that was interrupted and began anew: a key may be in `fresh` twice."""
+        self.remade = False
+        """The same, set by a reader that was."""
 
     def lookup(self, key: bytes, seq: int64_t) -> Entry | None:
         """The newest version of `key` with a seq at or before `seq`; about one dict access. See I3."""
@@ -121,16 +129,19 @@ class EntryTable:
         if order is not None and count == 0:
             return order
         keys: list = fresh[:count]
+        twice: cython.bint = self.remade
+        self.remade = True
         self.order = None  # until it is whole again (I5)
         if order is None:
-            self.doubtful = self.doubtful or len(self.entries) > 0
+            twice = True  # some of what we take from `entries` may still come by way of `fresh`
             order = SortedList(set(self.entries).union(keys))
         else:
-            if self.doubtful:
+            if twice or self.doubtful:
                 keys = [key for key in dict.fromkeys(keys) if key not in order]
             order.update(keys)
-        del fresh[:count]
         self.order = order
+        del fresh[:count]
+        self.remade = twice
         return order
 
     def check(self) -> None:
