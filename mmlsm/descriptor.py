@@ -5,7 +5,9 @@ Any thread may use them. Finalisers close and take no lock (R12). All system cal
 I1. A descriptor is closed exactly once, whoever comes first: `close()`, the last reference, a fork's child.
 I2. Each lock is one byte, locked for one open (an OFD lock) on a descriptor of its own that is never mapped or handed
     out: closing other descriptors does not drop it, and maps do not keep it.
-I3. A forked child closes its copies at once, so that a killed parent leaves nothing locked.
+I3. A lock that is given up is unlocked before its descriptor is closed, so that a child which is being forked just
+    then does not keep it. A forked child never unlocks, as the lock is one with its parent's; it closes its copies at
+    once, so that a killed parent leaves nothing locked.
 """
 
 from __future__ import annotations
@@ -39,13 +41,13 @@ _writing_here: dict[tuple[int, int], str] = {}
 """(device, inode) of each file that this process has open for writing, and where it was opened."""
 
 no_fork: Final = threading.RLock()
-"""Held while a lock's descriptor is opened or closed on purpose, and by each fork."""
+"""Held while a lock's descriptor is opened and noted, and by each fork."""
 
 
 def forked_in_child() -> None:
     """Close this child's copies of every lock's descriptor (I3). Called with `no_fork` held."""
     for lock in list(_locks):
-        lock.close()
+        lock.abandon()
     _writing_here.clear()
     no_fork.release()
 
@@ -59,6 +61,11 @@ class Descriptor:
         self._owned = [fd]  # pop() is atomic, so two closers cannot close one number twice
 
     def close(self) -> None:
+        """Give up the descriptor, and what hangs on it."""
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the number and do nothing else."""
         try:
             fd = self._owned.pop()
         except IndexError:
@@ -72,25 +79,36 @@ class Descriptor:
 
 
 class ByteLock(Descriptor):
-    """A lock of one byte of a file, let go when its descriptor is closed (I2)."""
+    """A lock of one byte of a file (I2), let go by `close()` or with the last reference."""
+
+    byte: int
 
     def __init__(self, system: System, fd: int) -> None:
         super().__init__(system, fd)
         _locks.add(self)
 
-    def _take(self, byte: int, *, exclusive: bool) -> bool:
+    def _take(self, *, exclusive: bool) -> bool:
         try:
-            return self._system.try_lock(self.fd, byte, exclusive=exclusive)
+            return self._system.try_lock(self.fd, self.byte, exclusive=exclusive)
         except OSError as error:
             raise StorageError(error.errno, f"this file cannot be locked: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Unlock, then close (I3)."""
+        if self._owned:
+            with contextlib.suppress(OSError):
+                self._system.unlock(self.fd, self.byte)
+        self.abandon()
 
 
 class PinLock(ByteLock):
     """The shared side of the pin lock. Whoever needs the bytes past close keeps a reference to it, and no more."""
 
+    byte = PIN_BYTE
+
     def __init__(self, system: System, fd: int) -> None:
         super().__init__(system, fd)
-        if not self._take(PIN_BYTE, exclusive=False):
+        if not self._take(exclusive=False):
             self.close()
             raise LockedError("another program holds the pin lock of this file for itself alone")
 
@@ -100,7 +118,7 @@ class PinLock(ByteLock):
         Asks without taking, so that nobody who opens at this moment is refused.
         """
         try:
-            return self._system.locked_elsewhere(self.fd, PIN_BYTE)
+            return self._system.locked_elsewhere(self.fd, self.byte)
         except OSError as error:
             raise StorageError(error.errno, f"asking for the pin lock: {error.strerror or error}") from error
 
@@ -108,6 +126,7 @@ class PinLock(ByteLock):
 class WriterLock(ByteLock):
     """The right of one open to write, and this process's note of where that was."""
 
+    byte = WRITER_BYTE
     _key: tuple[int, int] | None = None
 
     def __init__(self, system: System, fd: int, path: Path, data: Descriptor) -> None:
@@ -125,7 +144,7 @@ class WriterLock(ByteLock):
         self._where = where
         self._key = key
         try:
-            taken = self._take(WRITER_BYTE, exclusive=True)
+            taken = self._take(exclusive=True)
         except StorageError:
             self.close()
             raise

@@ -7,7 +7,7 @@ I1. Each syncing thread has its own open of the file, and looks at `File.failure
     reports a writeback error once per open, so another thread's sync may have been told what ours was not.
 I2. `failure` is set by the first failed sync and never cleared; from then on nothing more is written or synced.
 I3. The writer lock and the pin lock (R13) are OFD locks on descriptors of their own, never mapped, closed in a forked
-    child: closing other descriptors, maps and children neither drop nor keep them.
+    child: other descriptors and maps neither drop nor keep them when they are closed.
 I4. A descriptor that reads or maps is closed when the last reference goes, never by `close()`: a number that another
     thread is about to use is not given to another file meanwhile.
 I5. Maps are read-only, never remapped or resized; larger ones are made beside them.
@@ -116,6 +116,13 @@ class System:
                 return False
             raise
         return True
+
+    def unlock(self, fd: int, byte: int) -> None:
+        """Give up this open's lock of the byte, also for forked children that share the open."""
+        if hasattr(fcntl, "F_OFD_SETLK"):
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+        else:
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
     def locked_elsewhere(self, fd: int, byte: int) -> bool:
         """True when another open has a lock of this byte, shared or not; True where that cannot be asked."""
@@ -454,8 +461,7 @@ class DiskFile(File):
     def close(self) -> None:
         super().close()
         if self._writer is not None:
-            with no_fork:
-                self._writer.close()
+            self._writer.close()
         self._pin = None  # closed by whoever has the last reference to it
 
     def _announce(self) -> None:
