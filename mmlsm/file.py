@@ -3,26 +3,18 @@
 Any thread may call a `File`; a `Channel` belongs to the thread that asked for it. Nothing here knows what is in a page.
 All system calls go through a `System`, so that a test can put a simulated disk or a failing one in its place.
 
-I1. Each syncing thread has its own open of the file, and looks at `File.failure` after its own sync (R10): the kernel
-    reports a writeback error once per open, so another thread's sync may have been told what ours was not.
-I2. `failure` is set by the first failed sync and never cleared; from then on nothing more is written or synced.
-I3. The writer lock and the pin lock (R13) are OFD locks on descriptors of their own, never mapped, closed in a forked
-    child: other descriptors and maps neither drop nor keep them when they are closed.
-I4. A descriptor that reads or maps is closed when the last reference goes, never by `close()`: a number that another
-    thread is about to use is not given to another file meanwhile.
-I5. Maps are read-only, never remapped or resized; larger ones are made beside them.
-I6. A new file is whole or not there: it gets its name after its bytes are synced. An empty file that is there already
-    is all zeros until one synced write of its first page makes it a database.
+I1. `System` is the only code that calls the operating system, but for the memory.Window that C maps by itself.
+I2. A new file is whole or not there: it gets its name after its bytes are synced. An empty file that is there already
+    is all zeros until one synced write of its first page makes it a database (`DiskFile.fill_if_blank`).
+I3. The name of the file is durable before its writer can commit, whoever made it.
 
 Where there are no OFD locks (macOS; not tested) the writer lock is an `flock`, and `pins_elsewhere()` is always True:
-what was allocated at open is then not reused before the next open that finds a pin lock. Network file systems are not
-supported: their locks and maps do not keep these promises.
+what was allocated at open is then not reused before the next open. Network file systems are not supported: their locks
+and maps do not keep these promises.
 """
 
 from __future__ import annotations
 
-import abc
-import builtins
 import contextlib
 import errno
 import mmap
@@ -31,29 +23,34 @@ import stat
 import struct
 import sys
 import tempfile
-import threading
-import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from mmlsm import memory
 from mmlsm.channel import UNSUPPORTED, Channel, refused, write_all
-from mmlsm.descriptor import HOLDER_OFFSET, Descriptor, PinLock, WriterLock, forked_in_child, holder_line, no_fork
-from mmlsm.errors import ClosedError, CorruptionError, Error, ForkError, ReadOnlyError, StorageError
-from mmlsm.limits import FILE_PAGES_MAX, HEADER_PAGES, PAGE_BYTES
+from mmlsm.descriptor import Descriptor, no_fork
+from mmlsm.errors import Error, StorageError
+from mmlsm.handle import DiskFile, File, MemoryFile, after_fork_in_child
+from mmlsm.limits import HEADER_PAGES, PAGE_BYTES
+
+__all__ = ["SYSTEM", "Channel", "File", "PinnedMap", "System", "directory_sync", "open_file", "open_memory"]
 
 try:
     import fcntl
 except ImportError:  # Windows: check_platform refuses to open anything
     fcntl = None  # type: ignore[assignment]
 
-WINDOW_BYTES: Final = 64 << 30
-"""Address space of a compiled window to begin with."""
-
-_BLANK_BYTES_MAX: Final = 1 << 20
 _FLOCK: Final = struct.Struct("hhqqi4x")
 """C's struct flock on 64-bit Linux: type, whence, start, length, pid (0 for OFD locks)."""
+
+
+class PinnedMap(mmap.mmap):
+    """An interpreted view's map: every slice of it keeps `owner` alive."""
+
+    owner: object = None
+
+
+_Map = TypeVar("_Map", bound=mmap.mmap)
 
 
 class System:
@@ -61,6 +58,19 @@ class System:
 
     def open(self, path: str, flags: int, mode: int = 0o666) -> int:
         return os.open(path, flags | os.O_CLOEXEC, mode)
+
+    def reopen(self, fd: int, path: Path | None, *, readonly: bool) -> int:
+        """A new open of the very same file, whatever its name has become."""
+        flags = os.O_RDONLY if readonly else os.O_RDWR
+        if os.path.exists(own := f"/proc/self/fd/{fd}"):
+            return self.open(own, flags)
+        if path is None:
+            return os.dup(fd)
+        again = self.open(os.fspath(path), flags)
+        if not os.path.samestat(self.stat(again), self.stat(fd)):
+            self.close(again)
+            raise OSError(errno.ESTALE, "another file has taken its name")
+        return again
 
     def close(self, fd: int) -> None:
         os.close(fd)
@@ -131,6 +141,21 @@ class System:
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
         return bool(_FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
 
+    def map(self, fd: int, length: int) -> mmap.mmap:
+        """A read-only map of the file's first `length` bytes."""
+        return self._map(mmap.mmap, fd, length)
+
+    def pinned_map(self, fd: int, length: int, owner: object) -> PinnedMap:
+        """As `map`; every slice of it keeps `owner` alive."""
+        mapping = self._map(PinnedMap, fd, length)
+        mapping.owner = owner
+        return mapping
+
+    def _map(self, kind: type[_Map], fd: int, length: int) -> _Map:
+        if sys.version_info >= (3, 13):  # else each map duplicates the descriptor
+            return kind(fd, length, mmap.MAP_SHARED, mmap.PROT_READ, trackfd=False)
+        return kind(fd, length, mmap.MAP_SHARED, mmap.PROT_READ)
+
     def process_id(self) -> int:
         return os.getpid()
 
@@ -148,356 +173,9 @@ def check_platform() -> None:
         )
 
 
-# ---- forks
-
-_files: weakref.WeakSet[File] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    """The child gives up what is the parent's: nothing is written, flushed or unlocked (promise 11)."""
-    forked_in_child()
-    inherited = list(_files)
-    for file in inherited:
-        file.forked = True
-    for file in inherited:
-        file._tell_forked()
-
-
 if hasattr(os, "register_at_fork"):
     # A fork waits while a lock's descriptor is between its opening and our note of it.
-    os.register_at_fork(before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=_after_fork_in_child)
-
-
-# ---- opens of one file
-
-
-def _reopen(system: System, data: Descriptor, flags: int, path: Path | None) -> int:
-    """A new open of the very same file, whatever its name has become."""
-    if os.path.exists(own := f"/proc/self/fd/{data.fd}"):
-        return system.open(own, flags)
-    if path is None:
-        return os.dup(data.fd)
-    fd = system.open(os.fspath(path), flags)
-    if not os.path.samestat(system.stat(fd), system.stat(data.fd)):
-        system.close(fd)
-        raise OSError(errno.ESTALE, "another file has taken its name")
-    return fd
-
-
-class PinnedMap(mmap.mmap):
-    """An interpreted view's map: every slice of it keeps `owner` alive."""
-
-    owner: object = None
-
-
-_Map = TypeVar("_Map", bound=mmap.mmap)
-
-
-class File(abc.ABC):
-    """One open database file, or its like in memory: `open_file`, `open_memory`."""
-
-    def __init__(self, system: System, data: Descriptor, path: Path | None, readonly: bool) -> None:
-        self.path = path
-        self.readonly = readonly
-        self.failure: StorageError | None = None
-        self.forked = False
-        self.closed = False
-        self.durable_writes = True
-        """False once the system has refused single durable writes."""
-        self.system = system
-        self._data = data
-        self._guard = threading.Lock()  # of rank 70: making windows, noting a failure
-        self._window: memory.Window | None = None
-        self._windows: list[weakref.ref[memory.Window]] = []
-        self._fork_callbacks: list[Callable[[], Callable[[], object] | None]] = []
-        _files.add(self)
-
-    # -- state
-
-    def check(self) -> None:
-        """ForkError in a forked child, ClosedError after `close`."""
-        if self.forked:
-            raise ForkError("this database was opened before the fork; open it anew in the child")
-        if self.closed:
-            raise ClosedError("the file is closed")
-
-    def check_writable(self) -> None:
-        """As `check`, and ReadOnlyError when it was opened so or has become so by a failed sync."""
-        self.check()
-        if self.readonly:
-            raise ReadOnlyError("the database is open read-only")
-        self.check_failure()
-
-    def check_failure(self) -> None:
-        """ReadOnlyError when a sync of any thread has failed."""
-        if self.failure is not None:
-            why = os.strerror(self.failure.errno or errno.EIO)
-            raise ReadOnlyError(f"an earlier sync failed ({why}), so the database is read-only until it is reopened")
-
-    def sync_failed(self, error: OSError) -> StorageError:
-        """Note the failure for every thread (I2); what the thread that met it is to raise."""
-        failure = refused(
-            error,
-            "a sync failed: whether the commits that it covered survive is unknown until the database is reopened, "
-            "and it is read-only until then",
-        )
-        with self._guard:
-            if self.failure is None:
-                self.failure = failure
-        return failure
-
-    def on_fork(self, callback: Callable[[], object]) -> None:
-        """Call this in each forked child. A bound method is held weakly. It must not do I/O or take locks."""
-        bound = getattr(callback, "__self__", None) is not None
-        self._fork_callbacks.append(weakref.WeakMethod(callback) if bound else lambda: callback)
-
-    def _tell_forked(self) -> None:
-        for reference in self._fork_callbacks:
-            if callback := reference():
-                callback()
-
-    # -- size
-
-    @property
-    def bytes(self) -> int:
-        """Size of the file now."""
-        self.check()
-        return self.system.stat(self._data.fd).st_size
-
-    @property
-    def pages(self) -> int:
-        """Whole pages of the file now."""
-        return self.bytes // PAGE_BYTES
-
-    def resize(self, pages: int) -> None:
-        """Make the file this many pages long, shorter or longer; new pages read as zeros."""
-        self.check_writable()
-        if pages > FILE_PAGES_MAX:
-            raise StorageError(errno.EFBIG, f"a database has at most {FILE_PAGES_MAX} pages (16 TiB)")
-        self._call(f"making the file {pages} pages long", self.system.truncate, self._data.fd, pages * PAGE_BYTES)
-
-    def preallocate(self, first: int, pages: int) -> None:
-        """Later writes to these pages cannot meet ENOSPC. What they hold is kept or becomes zeros."""
-        self.check_writable()
-        if not pages:
-            return
-        offset, length = first * PAGE_BYTES, pages * PAGE_BYTES
-        doing = f"reserving {length} bytes of disk space"
-        try:
-            self._call(doing, self.system.allocate, self._data.fd, offset, length)
-        except StorageError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-            zeros = bytes(min(length, 1 << 20))
-            for at in range(offset, offset + length, len(zeros)):
-                piece = zeros[: offset + length - at]
-                self._call(doing, write_all, self.system.pwrite, self._data.fd, piece, at)
-
-    def _call(self, doing: str, call: Callable[..., None], *arguments: Any) -> None:
-        while True:
-            try:
-                return call(*arguments)
-            except InterruptedError:
-                continue
-            except OSError as error:
-                raise refused(error, doing) from error
-
-    # -- bytes
-
-    def pread(self, offset: int, length: int) -> builtins.bytes:
-        """`length` bytes from `offset` on, fewer only at the end of the file. The interpreter is free meanwhile.
-
-        StorageError where the medium cannot be read. No memory is taken for bytes that the file does not have.
-        """
-        self.check()
-        if length > 1 << 20 or offset >= 1 << 60:  # lengths and places that come from damaged bytes
-            length = min(length, max(0, self.bytes - offset))
-            if not length:
-                return b""
-        pieces: list[builtins.bytes] = []
-        while length > 0:
-            try:
-                piece = self.system.pread(self._data.fd, length, offset)
-            except InterruptedError:
-                continue
-            except OSError as error:
-                raise refused(error, f"reading {length} bytes at {offset}") from error
-            if len(piece) == length and not pieces:
-                return piece
-            if not piece:
-                break
-            pieces.append(piece)
-            offset += len(piece)
-            length -= len(piece)
-        return b"".join(pieces)
-
-    def channel(self) -> Channel:
-        """A new open of the file for the calling thread's writes and syncs."""
-        self.check_writable()
-        try:
-            fd = _reopen(self.system, self._data, os.O_RDWR, self.path)
-        except OSError as error:
-            raise refused(error, "opening the file once more") from error
-        return Channel(self, Descriptor(self.system, fd))
-
-    # -- maps
-
-    def window(self, pages: int) -> memory.Window:
-        """A read-only map of at least the first `pages` pages: the same one as long as it is large enough (I5).
-
-        CorruptionError when the file is shorter than that.
-        """
-        window = self._window
-        if window is None or window.pages < pages:
-            self.check()  # before the guard, which a forked child may have inherited locked
-            with self._guard:
-                window = self._window
-                if window is None or window.pages < pages:
-                    window = self._window = self._new_window(pages)
-                    self._windows = [r for r in self._windows if r() is not None] + [weakref.ref(window)]
-        self.check()
-        return window
-
-    def _new_window(self, pages: int) -> memory.Window:
-        there = self._check_there(pages)
-        try:
-            if not memory.COMPILED:
-                return memory.Window.over(self._map(mmap.mmap, there))
-            return self._reserve_window(pages * PAGE_BYTES)
-        except OSError as error:
-            raise refused(error, f"mapping {pages} pages") from error
-
-    def _reserve_window(self, least_bytes: int) -> memory.Window:
-        length = WINDOW_BYTES
-        while length < least_bytes:
-            length *= 2
-        while True:
-            try:
-                return memory.Window.reserve(self._data.fd, length)
-            except (OSError, MemoryError) as error:
-                # A limit on address space: be content with less, down to what is asked and some room to grow.
-                refused = isinstance(error, OSError) and error.errno != errno.ENOMEM
-                if refused or length <= least_bytes:
-                    raise
-                length = max(length // 2, least_bytes)
-
-    def pinned_map(self, pages: int, owner: object) -> PinnedMap:
-        """A map of the first `pages` pages of its own; it and every slice of it keep `owner` alive."""
-        self.check()
-        self._check_there(pages)
-        try:
-            mapping = self._map(PinnedMap, pages)
-        except OSError as error:
-            raise refused(error, f"mapping {pages} pages") from error
-        mapping.owner = owner
-        return mapping
-
-    def _check_there(self, pages: int) -> int:
-        there = self.pages
-        if not 0 < pages <= there:
-            raise CorruptionError(f"page {pages - 1} is wanted but the file has {there} pages", page=pages - 1)
-        return there
-
-    def _map(self, kind: type[_Map], pages: int) -> _Map:
-        if sys.version_info >= (3, 13):  # else each map duplicates the descriptor
-            return kind(self._data.fd, pages * PAGE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ, trackfd=False)
-        return kind(self._data.fd, pages * PAGE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ)
-
-    def forget(self, first: int, count: int) -> None:
-        """What these pages held is no longer known to be sound, in any window that is still in use (R4)."""
-        for reference in self._windows:
-            if (window := reference()) is not None:
-                window.forget(first, count)
-
-    # -- locks
-
-    @property
-    @abc.abstractmethod
-    def pin(self) -> object:
-        """The shared side of the pin lock: whoever needs the bytes past close keeps a reference to it."""
-
-    @abc.abstractmethod
-    def pins_elsewhere(self) -> bool:
-        """True while another process, or views of an earlier open here, hold the pin lock (R13)."""
-
-    def close(self) -> None:
-        """Give up the writer lock. Nothing is written; maps, and the pin lock's holders, stay as they are."""
-        if self.forked:
-            self.check()
-        self.closed = True
-        self._window = None
-
-
-class DiskFile(File):
-    """A named file, with its locks."""
-
-    def __init__(self, system: System, data: Descriptor, path: Path, readonly: bool) -> None:
-        super().__init__(system, data, path, readonly)
-        self._writer: WriterLock | None = None
-        self._pin: PinLock | None = None
-        mode = os.O_RDONLY if readonly else os.O_RDWR
-        try:
-            with no_fork:
-                # The writer lock first: who has it finds, in the pin lock, every view of the writers before.
-                if not readonly:
-                    self._writer = WriterLock(system, _reopen(system, data, mode, path), path, data)
-                self._pin = PinLock(system, _reopen(system, data, mode, path))
-        except BaseException as error:
-            self.close()
-            if isinstance(error, OSError) and not isinstance(error, Error):
-                raise refused(error, f"opening {path} once more for its locks") from error
-            raise
-
-    @property
-    def pin(self) -> object:
-        self.check()
-        return self._pin
-
-    def pins_elsewhere(self) -> bool:
-        self.check()
-        assert self._pin is not None
-        return self._pin.held_elsewhere()
-
-    def close(self) -> None:
-        super().close()
-        if self._writer is not None:
-            self._writer.close()
-        self._pin = None  # closed by whoever has the last reference to it
-
-    def _announce(self) -> None:
-        """Leave our pid for the LockedError of others. Advisory: no sum, no sync, and no harm if it fails."""
-        if self.pages >= HEADER_PAGES:
-            with contextlib.suppress(OSError):
-                write_all(self.system.pwrite, self._data.fd, holder_line(self.system.process_id()), HOLDER_OFFSET)
-
-    def _fill_if_blank(self, first_image: Callable[[], builtins.bytes]) -> None:
-        """Make an empty file a database in place (I6): what may be there without the rest is zeros or page 0."""
-        size = self.bytes
-        if size > _BLANK_BYTES_MAX or self.pread(0, size).strip(b"\0"):
-            return
-        image = first_image()
-        if size > len(image):
-            return
-        with contextlib.closing(self.channel()) as channel:
-            self.resize(len(image) // PAGE_BYTES)
-            channel.sync()
-            channel.pwrite(0, image[:PAGE_BYTES])
-            channel.sync()
-            channel.pwrite(PAGE_BYTES, image[PAGE_BYTES:])
-            channel.sync()
-
-
-class MemoryFile(File):
-    """A file without a name, a lock or a life after the process."""
-
-    @property
-    def pin(self) -> object:
-        self.check()
-        return self._data
-
-    def pins_elsewhere(self) -> bool:
-        self.check()
-        return False
+    os.register_at_fork(before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=after_fork_in_child)
 
 
 # ---- opening
@@ -543,13 +221,13 @@ def open_file(
     file = DiskFile(system, data, shown, readonly)
     try:
         if image is not None:
-            file._fill_if_blank(image)
+            file.fill_if_blank(image)
         if accept is not None:
             accept(file.pread(0, HEADER_PAGES * PAGE_BYTES))
         if not readonly:
             # Whoever made the file may have been killed before its name was durable: each writer sees to it.
             directory_sync(os.path.dirname(os.path.realpath(shown)), system)
-            file._announce()
+            file.announce()
     except BaseException:
         file.close()
         raise
