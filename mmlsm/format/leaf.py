@@ -17,8 +17,11 @@ import cython
 if cython.compiled:
     from cython.cimports.libc.stdint import int64_t, uint32_t
     from cython.cimports.mmlsm.memory import (
+        Buffer,
+        Window,
         compare,
         copy,
+        cut,
         head,
         load32,
         load64,
@@ -31,9 +34,11 @@ if cython.compiled:
     )
 else:
     from mmlsm.memory import (
+        Buffer,
         Window,
         compare,
         copy,
+        cut,
         head,
         load32,
         load64,
@@ -42,7 +47,6 @@ else:
         upper_bound,
     )
 
-if not cython.compiled:
     UNTOUCHED = -2
     """A search result: an overflow key must be verified first; `UNTOUCHED - i` names entry i."""
 
@@ -257,3 +261,32 @@ def fault_code(m8, size, limit):
             return 8
         start = end
     return 0 if start == used else 7
+
+
+def entries_of(w: Window, page: int64_t) -> list:
+    """(inline key, kind with KEY_OVERFLOW, packed key reference or b"", value or packed reference) of a proved leaf.
+
+    For check.py and the command line: a list of small objects, not for hot paths.
+    """
+    base: int64_t = page << 12
+    m8: u8s = w.m8
+    n: cython.Py_ssize_t = w.m16[(base >> 1) + 2]
+    i: cython.Py_ssize_t
+    entry: int64_t
+    start: int64_t
+    size: cython.Py_ssize_t
+    scratch: Buffer = Buffer(8200)
+    found: list = []
+    for i in range(n):
+        entry = entry_at(w, base, i)
+        size = load_key(w, base, i, scratch.m8)
+        start = key_reference_at(w, entry)
+        found.append(
+            (
+                bytes(scratch.data[:size]),
+                m8[entry],
+                cut(m8, start, start + 24) if m8[entry] & 0x10 else b"",
+                cut(m8, value_at(w, entry), entry_end(w, base, i)),
+            )
+        )
+    return found

@@ -20,10 +20,22 @@ import cython
 if cython.compiled:
     from cython.cimports.libc.stdint import int64_t, uint32_t
     from cython.cimports.mmlsm.format.leaf import UNTOUCHED, reference_fault
-    from cython.cimports.mmlsm.memory import compare, head, load32, load64, lower_bound, u8s, u16s, u32s, upper_bound
+    from cython.cimports.mmlsm.memory import (
+        Window,
+        compare,
+        cut,
+        head,
+        load32,
+        load64,
+        lower_bound,
+        u8s,
+        u16s,
+        u32s,
+        upper_bound,
+    )
 else:
     from mmlsm.format.leaf import UNTOUCHED, reference_fault
-    from mmlsm.memory import compare, head, load32, load64, lower_bound, upper_bound
+    from mmlsm.memory import Window, compare, cut, head, load32, load64, lower_bound, upper_bound
 
 
 def sums_at(w, base):
@@ -213,3 +225,47 @@ def fault_code(m8, size, limit):
             return 14
         start = end
     return 0 if start == used else 7
+
+
+def children_of(w: Window, page: int64_t) -> list:
+    """(separator's inline part, packed reference or b"", its whole length, page, pages, sum, entries, overflow below).
+
+    Of a proved parent; for check.py and the command line.
+    """
+    base: int64_t = page << 12
+    m8: u8s = w.m8
+    m16: u16s = w.m16
+    m32: u32s = w.m32
+    n: cython.Py_ssize_t = m16[(base >> 1) + 2]
+    prefix: cython.Py_ssize_t = m16[(base >> 1) + 3]
+    heads: cython.Py_ssize_t = (base + 32 + ((prefix + 7) & ~7)) >> 2
+    flags: int64_t = sums_at(w, base) + 18 * n
+    offsets: int64_t = (flags + n + 1) >> 1
+    shared: bytes = cut(m8, base + 32, base + 32 + prefix)
+    i: cython.Py_ssize_t
+    code: cython.int
+    found: list = []
+    for i in range(n):
+        code = m8[flags + i] & 7
+        word: object = m32[heads + i]
+        key = shared + word.to_bytes(4, "big")[: 4 if code > 4 else code] if i else b""
+        tail: bytes = cut(m8, base + m16[offsets + i], base + m16[offsets + i + 1])
+        reference = b""
+        whole = len(key) + len(tail)
+        if m8[flags + i] & 16:
+            whole = int.from_bytes(tail[len(tail) - 2 :], "little")
+            reference = tail[len(tail) - 26 : len(tail) - 2]
+            tail = tail[: len(tail) - 26]
+        found.append(
+            (
+                key + tail,
+                reference,
+                whole,
+                child_page(w, base, i),
+                child_pages(w, base, i),
+                child_sum(w, base, i),
+                child_entries(w, base, i),
+                child_overflow(w, base, i),
+            )
+        )
+    return found

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 from itertools import islice
+from typing import Any
 
 import cython
 from sortedcontainers import SortedList
@@ -52,7 +53,7 @@ class Entry:
         __slots__ = ("depth", "older", "seq", "sweep_at", "value")
 
         seq: int
-        value: object
+        value: Any
         older: Entry | None
         depth: int
         sweep_at: int

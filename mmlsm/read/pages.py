@@ -71,6 +71,11 @@ class Pages:
             self.window.verified[page] = 1
         return 0
 
+    def touch_anew(self, node: tuple[int, int, int], height: cython.int) -> None:
+        """Prove a node (page, pages, sum) again, whatever is remembered of it."""
+        page, pages, expected = node
+        self.touch_node(page, pages, expected, height)
+
     def children_of(self, page: int64_t) -> list[tuple[int, int, int]]:
         """(page, pages, sum) of each child of the proved parent at `page`, in key order."""
         i: cython.Py_ssize_t

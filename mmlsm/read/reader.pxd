@@ -19,6 +19,7 @@ cdef class Reader:
     cdef public int64_t seq
     cdef readonly Life life
     cdef bint live
+    cdef bint floating
 
     cdef bytes key_of(self, object key)
     cdef object fetch(self, bytes key, int what)

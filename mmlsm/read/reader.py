@@ -6,6 +6,8 @@ writer, a flush or a merge (promise 5): it takes the current state, one referenc
 
 I1. A reader loads `seq` before `state`: a state is never older than the commits that its seq promises.
 I2. `state` is immutable and None only once the handle has ended.
+I3. A Database reads at a seq that is not registered (`floating`): where a version that it should see was unlinked
+    meanwhile, it reads again at a newer seq.
 """
 
 from __future__ import annotations
@@ -46,6 +48,9 @@ MISSING: Any = object()
 class Life:
     """Whether a database's handles may still be used: `ended` is 0, 1 (closed) or 2 (this is a forked child)."""
 
+    def __init__(self) -> None:
+        self.ended = 0
+
     def check(self):
         """ClosedError or ForkError once the handles have ended."""
         if self.ended == 1:
@@ -53,6 +58,19 @@ class Life:
         if self.ended == 2:
             raise ForkError("this process was forked from the one that opened the database: open it anew in the child")
         return 0
+
+    def check_open(self) -> None:
+        """`check` for Python callers."""
+        self.check()
+
+    def is_ended(self) -> bool:
+        """Whether the handles have ended."""
+        return self.ended != 0
+
+    def end(self, why: int) -> None:
+        """1: closed; 2: this is a forked child. The first word stands."""
+        if self.ended == 0:
+            self.ended = why
 
 
 @cython.final
@@ -107,11 +125,12 @@ class Reader:
     a forked child, CorruptionError where the bytes that the answer needs are damaged.
     """
 
-    def __init__(self, state: ReadState, seq: int64_t, life: Life, live: bool = False) -> None:
+    def __init__(self, state: ReadState, seq: int64_t, life: Life, live: bool = False, floating: bool = False) -> None:
         self.state = state
         self.seq = seq
         self.life = life
         self.live = live
+        self.floating = floating
 
     def key_of(self, key):
         """`key` as bytes of an allowed length."""
@@ -139,6 +158,8 @@ class Reader:
             entry = table.lookup(key, seq)
             if entry is not None:
                 return None if entry.value is None else answer_entry(entry.value, state, what)
+            if self.floating and table.trimmed > seq:
+                return self.fetch(key, what)
         if len(state.segments) > 1:
             h = key_hash(key, n)
         for segment in state.segments:

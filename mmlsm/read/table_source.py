@@ -71,9 +71,12 @@ class TableSource(Source):
 
     def walk_on(self):
         """Stop at the next visible key of the chunk; 1, or 0 at the chunk's end."""
+        key: bytes
         self.at += 1
         while self.at < len(self.chunk):
-            if self.use(self.chunk[self.at]):
+            key = self.chunk[self.at]
+            # A key that a savepoint took back and that was put again stands twice in an overlay's order.
+            if not (self.live and self.at > 0 and self.chunk[self.at - 1] == key) and self.use(key):
                 return 1
             self.at += 1
         return 0

@@ -21,18 +21,20 @@ if TYPE_CHECKING:
 
 
 class Version:
-    """Levels of runs of segments as of one install. `segments` is flat, newest run first."""
+    """Levels of runs of segments as of one install. `segments` is flat, newest run first; `seq` is the last commit in them."""
 
-    __slots__ = ("__weakref__", "_maps", "_released", "install", "levels", "made_at", "pin", "segments")
+    __slots__ = ("__weakref__", "_maps", "_released", "install", "levels", "made_at", "pin", "segments", "seq")
 
     def __init__(
         self,
         install: int,
+        seq: int,
         levels: tuple[tuple[tuple[Segment, ...], ...], ...],
         released: SimpleQueue[tuple[int, tuple[Segment, ...]]],
         pin: PinLock,
     ) -> None:
         self.install = install
+        self.seq = seq
         self.levels = levels
         self.segments: tuple[Segment, ...] = tuple(s for level in levels for run in level for s in run)
         self.pin = pin

@@ -23,7 +23,7 @@ from mmlsm.write.merge_run import MergeResult, Stopped, merge_segments
 from mmlsm.write.store import Edit, Store
 
 if TYPE_CHECKING:
-    from mmlsm.file import Channel
+    from mmlsm.file import Channel, File
     from mmlsm.read.version import Version
 
 IDLE_S = 0.5
@@ -42,6 +42,7 @@ class Merger(threading.Thread):
         self.lock = threading.Condition()
         # guarded by lock
         self.stopping = False
+        self.abandoned: tuple[threading.Thread, File] | None = None
         self.compactions: list[Compaction] = []
         # this thread's own, read by stats()
         self.error: Error | None = None
@@ -64,6 +65,11 @@ class Merger(threading.Thread):
             self.lock.notify_all()
         self.wake()
 
+    def abandon(self, writer: threading.Thread, file: File) -> None:
+        """End, and close the file once the writer thread has ended too; takes no lock (R12)."""
+        self.abandoned = (writer, file)
+        self.wake()
+
     def request_compaction(self, progress: Callable[[int, int], object] | None) -> Compaction:
         """Ask for everything to be merged into one run and space to be given back; wait on what is answered."""
         request = Compaction(progress)
@@ -81,7 +87,7 @@ class Merger(threading.Thread):
             self.channel = self.store.file.channel()
         while True:
             with self.lock:
-                if self.stopping:
+                if self.stopping or self.abandoned is not None:
                     break
             try:
                 busy = self.step()
@@ -102,6 +108,11 @@ class Merger(threading.Thread):
         if self.channel is not None:
             with contextlib.suppress(Error):
                 self.channel.close()
+        if self.abandoned is not None:
+            writer, file = self.abandoned
+            writer.join()
+            with contextlib.suppress(Error):
+                file.close()
 
     def pause(self, seconds: float) -> None:
         """Sleep, unless asked to stop."""
@@ -114,6 +125,7 @@ class Merger(threading.Thread):
         self.drain(block=False)
         self.reclaim()
         with self.lock:
+            self.compactions = [request for request in self.compactions if not request.cancelled]
             request = self.compactions[0] if self.compactions else None
         version = self.store.state.version
         chosen = self.choose(version, request)
@@ -123,7 +135,7 @@ class Merger(threading.Thread):
         if request is not None:
             self.reclaim()
             with self.lock:
-                self.compactions.remove(request)
+                self.compactions.pop(0)
             request.finish(None)
             return True
         return False
@@ -148,9 +160,8 @@ class Merger(threading.Thread):
         segments = [segment for run in runs for segment in run]
 
         def pause(done: int, total: int) -> None:
-            with self.lock:
-                if self.stopping:
-                    raise Stopped
+            if self.stopping or self.abandoned is not None:
+                raise Stopped
             if request is not None:
                 request.report(done, total)
 
@@ -203,6 +214,9 @@ class Merger(threading.Thread):
                 if message is None:
                     self.installed_at = time.monotonic()
                     continue
+                if callable(message):
+                    message()
+                    continue
                 install, segments = message
                 for segment in segments:
                     segment.lock.release_shared()
@@ -213,16 +227,14 @@ class Merger(threading.Thread):
         store = self.store
         if store.file.failure is not None:
             return
-        present = {segment.record.id for segment in store.state.version.segments}
-        for number, segment in list(store.segments.items()):
-            if number not in present and segment.lock.try_acquire_exclusive():
-                with store.install_lock:
-                    store.segments.pop(number, None)
-        if store.reclaimer.pending() or store.allocator.free_extents():
-            if store.file.pins_elsewhere():
-                return
-            store.reclaimer.reclaim(store.superblock.install)
-            store.allocator.truncate()
+        with store.install_lock:
+            present = {record.id for record in store.manifest.segments()}
+            for number, segment in list(store.segments.items()):
+                if number not in present and segment.lock.try_acquire_exclusive():
+                    del store.segments[number]
+            if (store.reclaimer.pending() or store.allocator.free_extents()) and not store.file.pins_elsewhere():
+                store.reclaimer.reclaim(store.superblock.install)
+                store.allocator.truncate()
 
     def fail_compactions(self, error: Error | None) -> None:
         """End every waiting request."""

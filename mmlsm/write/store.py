@@ -76,15 +76,18 @@ class Store:
         superblock: Superblock,
         manifest: Manifest,
         bits: Bitmap,
+        slot_order: tuple[int, int],
     ) -> None:
         # constant after construction
         self.file = file
         self.allocator = allocator
         self.reclaimer = reclaimer
         self.settings = settings
+        self.slot_order = slot_order
         self.install_lock = ordered_lock("install", INSTALL, settings.debug)
         self.order_lock = ordered_lock("order", ORDER, settings.debug)
-        self.released: SimpleQueue[tuple[int, tuple[Segment, ...]] | None] = SimpleQueue()
+        self.released: SimpleQueue[Any] = SimpleQueue()
+        """To the merge thread: (install, segments) of a version that is gone, something to call, or None to wake it."""
         self.on_state: list[Callable[[ReadState], None]] = []
         self.on_install: list[Callable[[], None]] = []
         # guarded by install_lock
@@ -96,17 +99,17 @@ class Store:
         self.installs = 0
         self.bytes_installed = 0
         # guarded by order_lock
-        self.state = ReadState((), self.version_of(manifest), file, settings.verify)
+        self.state = ReadState((), self.version_of(manifest, superblock.seq), file, settings.verify)
 
     # -- versions
 
-    def version_of(self, manifest: Manifest) -> Version:
+    def version_of(self, manifest: Manifest, seq: int) -> Version:
         """The manifest's version, pinned: segments that are open already are shared."""
         levels = tuple(
             tuple(tuple(self.segment_of(record) for record in run) for run in level) for level in manifest.levels
         )
         self.reclaimer.pin(manifest.install)
-        return Version(manifest.install, levels, self.released, self.file.pin)
+        return Version(manifest.install, seq, levels, self.released, self.file.pin)
 
     def segment_of(self, record: Any) -> Segment:
         """The open segment of a record."""
@@ -130,11 +133,11 @@ class Store:
     # -- superblock
 
     def write_superblock(self, channel: Channel, **changes: Any) -> None:
-        """Make the next generation durable in both slots, the older slot first (R1). REQUIRES install_lock."""
+        """Make the next generation durable in both slots (R1), the one first that was older or damaged at open. REQUIRES install_lock."""
         block = replace(self.superblock, generation=self.superblock.generation + 1, **changes)
         image = block.encode()
         try:
-            for slot in (block.generation & 1, 1 - (block.generation & 1)):
+            for slot in self.slot_order:
                 channel.pwrite_durably(slot * limits.PAGE_BYTES, image)
         except Error as error:
             if self.file.failure is None:
@@ -179,7 +182,7 @@ class Store:
             self.reclaimer.retire(draft.outdated, number, number)
             self.manifest, self.bits = draft.manifest, draft.bits
             self.installs += 1
-            version = self.version_of(draft.manifest)
+            version = self.version_of(draft.manifest, self.superblock.seq)
             with self.order_lock:
                 tables = tuple(t for t in self.state.tables if not any(t is gone for gone in edit.without_tables))
                 self.set_state(tables, version)

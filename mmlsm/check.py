@@ -1,0 +1,242 @@
+"""The whole-file proof: every page has exactly one owner, every key its place, every sum and count is right.
+
+`check_file` reads everything anew, whatever was verified before, and goes on after a fault, so that a report names all
+of them. Used by `Database.verify()`, `mmlsm verify`, and after every test. Cost: one read of all data.
+
+I1. header + log + manifest + bitmap + live + retired + reserved + free = the file's pages, each once (R16).
+I2. Keys ascend strictly through all leaves of a run, and stand between the separators above them.
+I3. Entries, tombstones and flags are what the parents, the page headers and the manifest say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mmlsm import limits
+from mmlsm.errors import CorruptionError, StorageError
+from mmlsm.format import leaf, page, parent
+from mmlsm.format.manifest import Manifest, Reference, SegmentRecord
+from mmlsm.format.superblock import Superblock
+from mmlsm.read.pages import Pages, read_chunks, read_payload
+from mmlsm.space.bitmap import Bitmap
+
+if TYPE_CHECKING:
+    from mmlsm.file import File
+
+Node = tuple[int, int, int]
+
+
+@dataclass(slots=True)
+class Report:
+    """What a proof found. Pages by owner; `problems` is empty for a sound file."""
+
+    pages: int = 0
+    header: int = limits.HEADER_PAGES
+    manifest: int = 0
+    bitmap: int = 0
+    log: int = 0
+    live: int = 0
+    retired: int = 0
+    reserved: int = 0
+    free: int = 0
+    segments: int = 0
+    leaves: int = 0
+    parents: int = 0
+    overflow_extents: int = 0
+    entries: int = 0
+    tombstones: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One moment of a file: what is to be proved. Extents are (first page, pages).
+
+    `used` is the free-space bitmap: all that is live or retired, without `log` and `reserved`.
+    """
+
+    superblock: Superblock
+    manifest: Manifest
+    used: Bitmap
+    retired: list[tuple[int, int]]
+    log: list[tuple[int, int]]
+    reserved: list[tuple[int, int]]
+    pages: int
+
+
+class Checker:
+    """The walk. `progress(done, total)` is told entries; what it raises ends the proof."""
+
+    def __init__(self, file: File, layout: Layout, progress: Callable[[int, int], object] | None) -> None:
+        self.file = file
+        self.layout = layout
+        self.progress = progress
+        self.report = Report(pages=layout.pages)
+        self.owned = Bitmap(max(layout.pages, layout.used.pages))
+        self.total = sum(record.entries for record in layout.manifest.segments())
+        self.last_key: bytes | None = None
+
+    def run(self) -> Report:
+        """Prove everything."""
+        layout, report = self.layout, self.report
+        report.header = self.claim([(0, limits.HEADER_PAGES)], "the header")
+        reference = layout.superblock.manifest
+        if reference.pages:
+            report.manifest = self.claim([(reference.page, reference.pages)], "the manifest")
+        report.bitmap = self.claim([(number, 1) for number, _ in layout.manifest.bitmap], "the bitmap")
+        for level in layout.manifest.levels:
+            for run in level:
+                self.last_key = None
+                for record in run:
+                    report.live += self.segment(record)
+        report.retired = self.claim(layout.retired, "a retirement")
+        self.compare_bitmap()
+        report.log = self.claim(layout.log, "the log")
+        report.reserved = self.claim(layout.reserved, "a reservation")
+        report.free = layout.pages - self.owned.used_pages()
+        return report
+
+    def problem(self, text: str) -> None:
+        """Note a fault."""
+        self.report.problems.append(text)
+
+    def claim(self, extents: Iterable[tuple[int, int]], owner: str) -> int:
+        """Give pages an owner; those that have one already, or that do not exist, are faults."""
+        count = 0
+        for first, pages in extents:
+            if first < 0 or pages < 1 or first + pages > self.owned.pages:
+                self.problem(f"pages {first} to {first + pages - 1} of {owner} are outside the file")
+                continue
+            if self.owned.any_set(first, pages):
+                self.problem(f"pages {first} to {first + pages - 1} of {owner} have another owner as well")
+            self.owned.set(first, pages)
+            count += pages
+        return count
+
+    def compare_bitmap(self) -> None:
+        """What is owned so far must be what the bitmap marks."""
+        used = self.layout.used.copy()
+        used.resize(self.owned.pages)
+        used.set(0, limits.HEADER_PAGES)
+        if used != self.owned:
+            both = {extent for extent in used.extents()} ^ {extent for extent in self.owned.extents()}
+            self.problem(f"the bitmap and the owners of pages differ, at {sorted(both)[:4]}")
+
+    # -- segments
+
+    def segment(self, record: SegmentRecord) -> int:
+        """Prove one segment; its pages."""
+        pages = Pages(self.file, self.file.window(self.file.pages), "first-read", record.id)
+        before = (self.report.entries, self.report.tombstones)
+        root = (record.root_page, record.root_pages, record.root_sum)
+        self.report.segments += 1
+        owned = self.node(pages, root, record.height, record.first_key, None)
+        if record.filter is not None:
+            owned += self.extent(record.filter, "the filter")
+            self.report.overflow_extents -= 1
+        entries, tombstones = self.report.entries - before[0], self.report.tombstones - before[1]
+        if (entries, tombstones) != (record.entries, record.tombstones):
+            self.problem(
+                f"segment {record.id} has {entries} entries and {tombstones} tombstones, its record says "
+                f"{record.entries} and {record.tombstones}"
+            )
+        if self.last_key is not None and self.last_key != record.last_key:
+            self.problem(f"segment {record.id} ends with another key than its record says")
+        if owned != record.pages:
+            self.problem(f"segment {record.id} owns {owned} pages, its record says {record.pages}")
+        return owned
+
+    def node(self, pages: Pages, node: Node, height: int, low: bytes, high: bytes | None) -> int:
+        """Prove a node and all below it, whose keys must be in low <= key < high; its pages and theirs."""
+        number, count, _ = node
+        self.claim([(number, count)], f"segment {pages.segment_id}")
+        try:
+            if number + count > self.file.pages:
+                raise CorruptionError(f"page {number}: past the end of the file")
+            pages.touch_anew(node, height)
+        except (CorruptionError, StorageError) as error:
+            self.problem(str(error))
+            return count
+        if height:
+            return count + self.parent(pages, node, height, low, high)
+        return count + self.leaf(pages, node, low, high)
+
+    def parent(self, pages: Pages, node: Node, height: int, low: bytes, high: bytes | None) -> int:
+        """Prove a parent's separators and children."""
+        self.report.parents += 1
+        children = parent.children_of(pages.window, node[0])
+        bounds: list[bytes | None] = [low]
+        for inline, reference, whole, *_ in children[1:]:
+            bounds.append(self.whole_key(inline, reference, pages)[:whole])
+        bounds.append(high)
+        owned = 0
+        for i, (_, _, _, first, count, total, entries, _) in enumerate(children):
+            below, above = bounds[i], bounds[i + 1]
+            assert below is not None
+            if above is not None and not below < above:
+                self.problem(f"page {node[0]}: separators {i} and {i + 1} are out of order")
+            before = self.report.entries
+            owned += self.node(pages, (first, count, total), height - 1, below, above)
+            if self.report.entries - before != entries:
+                self.problem(f"page {node[0]}: child {i} has {self.report.entries - before} entries, not {entries}")
+        return owned
+
+    def leaf(self, pages: Pages, node: Node, low: bytes, high: bytes | None) -> int:
+        """Prove a leaf's keys and the extents that it refers to."""
+        entries = leaf.entries_of(pages.window, node[0])
+        report = self.report
+        report.leaves += 1
+        report.entries += len(entries)
+        owned = 0
+        for inline, kind, reference, value in entries:
+            key = inline
+            if kind & page.KEY_OVERFLOW:
+                owned += self.extent(Reference.unpack(reference), "a key")
+                key = self.whole_key(inline, reference, pages)
+            if self.last_key is not None and key <= self.last_key:
+                self.problem(f"page {node[0]}: key {key[:40]!r} is not above the one before")
+            if key < low or (high is not None and key >= high):
+                self.problem(f"page {node[0]}: key {key[:40]!r} is outside its separators")
+            self.last_key = key
+            if kind & 15 == page.TOMBSTONE:
+                report.tombstones += 1
+            elif kind & 15 == page.OVERFLOW:
+                owned += self.extent(Reference.unpack(value), "a value")
+        if self.progress is not None:
+            self.progress(report.entries, max(self.total, report.entries))
+        return owned
+
+    def whole_key(self, inline: bytes, reference: bytes, pages: Pages) -> bytes:
+        """A key or separator with what an extent holds of it; the inline part where that is damaged (noted there)."""
+        if not reference:
+            return inline
+        try:
+            key = read_payload(self.file, Reference.unpack(reference), segment_id=pages.segment_id)
+        except (CorruptionError, StorageError):
+            return inline
+        if not key.startswith(inline):
+            self.problem(f"page {Reference.unpack(reference).page}: the key there is not the one that refers to it")
+        return key
+
+    def extent(self, reference: Reference, what: str) -> int:
+        """Prove an overflow extent; its pages."""
+        self.report.overflow_extents += 1
+        self.claim([(reference.page, reference.pages)], what)
+        try:
+            for _ in read_chunks(self.file, reference, 0, reference.length):
+                pass
+        except (CorruptionError, StorageError) as error:
+            self.problem(str(error))
+        return reference.pages
+
+
+def check_file(file: File, layout: Layout, progress: Callable[[int, int], object] | None = None) -> Report:
+    """Prove one moment of a file; see the module's text."""
+    return Checker(file, layout, progress).run()

@@ -1,0 +1,389 @@
+"""Database: the facade. Reads come from Reader, writes go to the Engine, which wires the parts together.
+
+Safe to share between threads.
+
+I1. A Database that is dropped without `close()` is collected: the threads behind it hold no reference to it, and its
+    finaliser ends them. That is as good as kill -9 (promise 11).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mmlsm import memory
+from mmlsm.check import Report
+from mmlsm.engine import Engine
+from mmlsm.errors import ClosedError, ConflictError, ReadOnlyError
+from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
+from mmlsm.read.snapshot import SeqPin, Snapshot
+from mmlsm.settings import Allocation, Durability, Settings, Verify
+from mmlsm.stats import PinStats, SegmentStats, SpaceStats, Stats
+from mmlsm.write.batch import Batch, give_all_back
+from mmlsm.write.transaction import SEQ_ALL, Transaction
+
+PathLike = str | os.PathLike[str]
+
+
+class Database(Reader, MutableMapping[bytes, bytes]):
+    """One open file; `open()` makes it. Keys and values are bytes; see Reader for what reads."""
+
+    def __init__(self, path: PathLike, settings: Settings) -> None:
+        engine = self._engine = Engine(path, settings)
+        self._path = Path(os.fspath(path))
+        self._opened_at = time.time()
+        this = weakref.ref(self)
+
+        def on_state(state: ReadState) -> None:
+            database = this()
+            if database is not None:
+                database.state = state
+
+        def on_publish(seq: int) -> None:
+            database = this()
+            if database is not None:
+                database.seq = seq
+
+        Reader.__init__(self, engine.watch(on_state, on_publish), engine.pins.published, engine.life, False, True)
+        self._finalizer = weakref.finalize(self, engine.abandon)
+        self._finalizer.atexit = False
+
+    # -- reading
+
+    def snapshot(self) -> Snapshot:
+        """One still state, at least as new as every commit that has returned; a context manager. O(1)."""
+        self.life.check_open()
+        pin = SeqPin(self._engine.pins)
+        state = self.state
+        if state is None:
+            self.life.check_open()
+        return Snapshot(state, max(pin.seq, state.version.seq), self.life, pin)
+
+    def still(self) -> Snapshot:
+        """What a cursor or range reads: a snapshot of now."""
+        return self.snapshot()
+
+    # -- writing
+
+    def put(self, key: bytes, value: Any) -> None:
+        """Set `key` to `value`: bytes-like, or a readable binary stream of any length. One commit."""
+        self._commit({as_key(key): self._values().take(value)}, None)
+
+    def __setitem__(self, key: bytes, value: Any) -> None:
+        self.put(key, value)
+
+    def delete(self, key: bytes) -> None:
+        """Delete `key`, there or not. One commit, nothing is read."""
+        self._commit({as_key(key): None}, None)
+
+    def __delitem__(self, key: bytes) -> None:
+        with self.begin(write=True) as transaction:
+            del transaction[key]
+
+    def pop(self, key: bytes, default: Any = MISSING) -> Any:
+        """Delete `key` and answer its value; `default`, or KeyError, where it is absent."""
+        with self.begin(write=True) as transaction:
+            return transaction.pop(key, default)
+
+    def setdefault(self, key: bytes, default: bytes = b"") -> bytes:
+        """The value of `key`, which is set to `default` where it is absent."""
+        with self.begin(write=True) as transaction:
+            value: bytes | None = transaction.get(key)
+            if value is None:
+                transaction.put(key, default)
+                value = bytes(default)
+            return value
+
+    def popitem(self) -> tuple[bytes, bytes]:
+        """Delete the pair with the least key and answer it; KeyError when the database is empty."""
+        with self.begin(write=True) as transaction:
+            pair = transaction.first()
+            if pair is None:
+                raise KeyError("popitem(): the database is empty")
+            transaction.delete(pair[0])
+            return pair
+
+    def clear(self) -> None:
+        """Delete every key, in one commit. Cost: a tombstone for each."""
+        with self.begin(write=True) as transaction:
+            for key in transaction.keys():
+                transaction.delete(key)
+
+    def put_many(self, items: Mapping[bytes, Any] | Iterable[tuple[bytes, Any]]) -> None:
+        """Set all pairs in one atomic commit; of a key given twice the later counts."""
+        with self.batch() as batch:
+            for key, value in items.items() if isinstance(items, Mapping) else items:
+                batch.put(key, value)
+
+    def update(self, other: Any = (), /, **more: Any) -> None:  # type: ignore[override]
+        """`put_many`, with what a dict's update takes."""
+        if more:
+            raise TypeError("keys are bytes, keyword arguments are str: pass a mapping or pairs")
+        self.put_many({key: other[key] for key in other.keys()} if hasattr(other, "keys") else other)
+
+    def compare_and_set(self, key: bytes, expected: bytes | None, new: Any) -> bool:
+        """Set `key` to `new` if its value is `expected`; None means absent, in both places. Whether it was."""
+        with self.begin(write=True) as transaction:
+            if transaction.get(key) != expected:
+                transaction.abort()
+                return False
+            if new is None:
+                transaction.delete(key)
+            else:
+                transaction.put(key, new)
+            return True
+
+    def batch(self, *, durability: Durability | None = None) -> Batch:
+        """Collect writes and commit them as one at the end of a `with` block; dropped on an exception."""
+        self._check_durability(durability)
+        return Batch(self._commit, self._values(), durability)
+
+    def begin(self, write: bool = False, *, timeout: float | None = None) -> Transaction:
+        """A transaction. `write`: the one writer, first come first served; LockTimeout after `timeout` seconds."""
+        self.life.check_open()
+        engine = self._engine
+        if not write:
+            still = self.snapshot()
+            return Transaction(
+                still.state, still.seq, self.life, still, write=False, values=None,
+                end=lambda items, durability: still.seq, abandoned=lambda: None,
+            )  # fmt: skip
+        values = self._values()
+        engine.lock_for_writing(timeout)
+        try:
+            pin = SeqPin(engine.pins)
+            release = engine.write_lock.release
+            released = engine.store.released if engine.store is not None else None
+
+            def end(items: dict[bytes, Any] | None, durability: Durability | None) -> int:
+                if items is None:
+                    release()
+                    return 0
+                try:
+                    return engine.commit(items, durability, locked=True)
+                except BaseException as error:
+                    self._give_back(items, error)
+                    raise
+
+            def abandoned() -> None:
+                if released is not None:
+                    released.put(release)
+
+            return Transaction(
+                self.state, SEQ_ALL, self.life, pin, write=True, values=values, end=end, abandoned=abandoned
+            )
+        except BaseException:
+            engine.write_lock.release()
+            raise
+
+    def run(self, fn: Callable[[Transaction], Any], *, retries: int = 10) -> Any:
+        """`fn(transaction)` in a write transaction, committed; retried on ConflictError. What `fn` returned."""
+        for attempt in range(retries + 1):
+            try:
+                with self.begin(write=True) as transaction:
+                    return fn(transaction)
+            except ConflictError:
+                if attempt == retries:
+                    raise
+        raise ValueError(f"retries={retries}: must not be negative")
+
+    def sync(self) -> int:
+        """Make all commits so far durable; the last durable seq. Holds up no commit."""
+        return self._engine.sync()
+
+    def compact(self, *, progress: Callable[[int, int], object] | None = None) -> None:
+        """Merge everything into one run, then give space back. `progress(done, total)` entries; raising stops it."""
+        self._values()
+        self._engine.compact(progress)
+
+    def _values(self) -> Any:
+        """Where values go; ReadOnlyError for a read-only handle."""
+        self.life.check_open()
+        engine = self._engine
+        if engine.store is None:
+            raise ReadOnlyError("the database is open read-only: open it without readonly=True to write")
+        return engine.values
+
+    def _commit(self, items: dict[bytes, Any], durability: Durability | None) -> int:
+        try:
+            return self._engine.commit(items, durability)
+        except BaseException as error:
+            self._give_back(items, error)
+            raise
+
+    def _give_back(self, items: dict[bytes, Any], error: BaseException) -> None:
+        """Extents of a commit that was never ordered come back; those of one whose fate is unknown stay."""
+        if isinstance(error, Exception) and self._engine.file.failure is None and self._engine.store is not None:
+            committer = self._engine.committer
+            if committer is None or committer.failure is None:
+                give_all_back(self._engine.values, items)
+
+    @staticmethod
+    def _check_durability(durability: str | None) -> None:
+        if durability not in (None, "full", "group", "off"):
+            raise ValueError(f"durability={durability!r}: choose one of 'full', 'group', 'off'")
+
+    # -- the rest
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, as it was given."""
+        return self._path
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self.life.is_ended()
+
+    @property
+    def readonly(self) -> bool:
+        """Whether it was opened read-only."""
+        return self._engine.store is None
+
+    def verify(self, *, progress: Callable[[int, int], object] | None = None) -> Report:
+        """The whole-file proof: every page has one owner, every key its place, every sum is right. Reads everything."""
+        return self._engine.verify(progress)
+
+    def stats(self) -> Stats:
+        """Figures of this moment."""
+        self.life.check_open()
+        return gather(self._engine, self.state, self.seq)
+
+    def close(self) -> None:
+        """Flush, join both threads, leave the file clean; raises what they could not do. Twice is no error.
+
+        Views of values stay valid; other handles raise ClosedError.
+        """
+        try:
+            self._engine.close()
+        finally:
+            if self.life.is_ended():
+                self.state = None
+                self._finalizer.detach()
+
+    def __enter__(self) -> Self:
+        self.life.check_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"<mmlsm.Database {str(self._path)!r}{' closed' if self.closed else ''}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Database cannot be pickled: pass its path, and open it in the worker process")
+
+
+def gather(engine: Engine, state: ReadState | None, seq: int) -> Stats:
+    """The figures of `Database.stats()`."""
+    if state is None:
+        raise ClosedError("the database is closed: open it again")
+    version, store, committer = state.version, engine.store, engine.committer
+    segments = [
+        SegmentStats(
+            id=s.record.id, level=level, run=i, entries=s.record.entries, tombstones=s.record.tombstones,
+            height=s.record.height, pages=s.record.pages, data_bytes=s.record.data_bytes,
+            leaf_bytes=s.record.leaf_pages * 4096, filter_bytes=s.record.filter.length if s.record.filter else 0,
+            seq_low=s.record.seq_low, seq_high=s.record.seq_high,
+            first_key=s.record.first_key, last_key=s.record.last_key,
+        )
+        for level, runs in enumerate(version.levels)
+        for i, run in enumerate(runs)
+        for s in run
+    ]  # fmt: skip
+    if store is not None:
+        counts = engine.allocator.counts()
+        retired = engine.reclaimer.pending_pages()
+        space = SpaceStats(
+            total=counts.total, live=counts.live - retired, retired=retired, reserved=counts.reserved,
+            free=counts.free, free_extents=counts.free_extents, free_largest=counts.free_largest,
+            truncated=counts.truncated,
+        )  # fmt: skip
+        pinned = engine.reclaimer.pinned()
+        superblock = store.superblock
+    else:
+        pages = engine.file.pages
+        space = SpaceStats(
+            total=pages, live=sum(s.pages for s in segments), retired=0, reserved=0, free=0, free_extents=0,
+            free_largest=0, truncated=0,
+        )  # fmt: skip
+        pinned, superblock = [version.install], engine.root.superblock
+    now = time.time()
+    writing = store is not None
+    return Stats(
+        seq=seq,
+        install=version.install,
+        generation=superblock.generation,
+        durability=engine.settings.durability,
+        compiled=memory.COMPILED,
+        clean=superblock.clean,
+        file_bytes=engine.file.bytes,
+        entries=sum(s.entries for s in segments) + sum(len(t.entries) for t in state.tables),
+        memtables=len(state.tables),
+        memtable_bytes=sum(t.data_bytes for t in state.tables),
+        memtable_entries=sum(len(t.entries) for t in state.tables),
+        log_bytes=sum(e.count for e in committer.log.extents) * 4096 if committer is not None else 0,
+        levels=tuple(tuple(sum(s.record.entries for s in run) for run in runs) for runs in version.levels),
+        segments=tuple(segments),
+        space=space,
+        pins=tuple(
+            PinStats(number, now - version.made_at if number == version.install else -1.0, number == version.install)
+            for number in pinned
+        ),
+        snapshots=len(engine.pins.view()[1]),
+        commits=committer.last_seq - engine.last_seq if committer is not None else 0,
+        log_bytes_written=committer.bytes_written if committer is not None else 0,
+        log_syncs=committer.syncs if committer is not None else 0,
+        flushes=engine.writer.flushes if writing else 0,
+        flush_bytes_written=engine.writer.bytes_written if writing else 0,
+        merges=engine.merger.merges if writing else 0,
+        merge_bytes_written=engine.merger.bytes_written if writing else 0,
+        install_bytes_written=store.bytes_installed if store is not None else 0,
+        stalls=engine.stalls,
+        stall_s=engine.stall_s,
+        flush_error=str(engine.writer.error) if writing and engine.writer.error else None,
+        merge_error=str(engine.merger.error) if writing and engine.merger.error else None,
+    )
+
+
+def open(  # noqa: A001
+    path: PathLike,
+    *,
+    readonly: bool = False,
+    create: bool = True,
+    durability: Durability = "full",
+    memtable_bytes: int = 64 << 20,
+    leaf_bytes: int = 8192,
+    auto_merge: bool = True,
+    verify: Verify = "first-read",
+    group_interval: float = 0.05,
+    allocation: Allocation = "earliest",
+) -> Database:
+    """Open the database in the file at `path`, made if absent; ":memory:" for one without a file.
+
+    durability: "full", a commit returns once it is on the device; "group", once the operating system has it, synced
+    within `group_interval` seconds; "off", at once, durable from `sync()` or `close()` on. verify: "first-read" proves
+    each page the first time, "always" each time, "never" not at all. Sizes in bytes.
+
+    LockedError when it is open for writing elsewhere; FormatError when the file is not one of ours; StorageError when
+    the operating system refuses; CorruptionError when what opening needs is damaged. The file is then untouched.
+    """
+    return Database(
+        path,
+        Settings(
+            readonly=readonly, create=create, durability=durability, memtable_bytes=memtable_bytes,
+            leaf_bytes=leaf_bytes, auto_merge=auto_merge, verify=verify, group_interval=group_interval,
+            allocation=allocation,
+        ),
+    )  # fmt: skip

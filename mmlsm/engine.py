@@ -1,0 +1,426 @@
+"""Engine: the one place where the parts are wired together: open and recover, commit, seal, flush, close.
+
+Behind a Database; any thread. The two worker threads know the Store, not the Engine, so a Database that is forgotten is
+collected and ends them (`abandon`), which is as good as kill -9 (promise 11).
+
+I1. Nothing is written before the first commit, but for what recovery demands: slots that differ, a log to replay.
+I2. `close` leaves a file whose log is empty and whose superblock says clean, or raises what kept it from that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+from mmlsm import limits
+from mmlsm.check import Layout, Report, check_file
+from mmlsm.errors import ClosedError, Error, LockTimeout, ReadOnlyError
+from mmlsm.file import File, open_file, open_memory
+from mmlsm.format.superblock import NO_LOG
+from mmlsm.locks import FairLock
+from mmlsm.read.reader import Life, ReadState
+from mmlsm.read.segment import Segment
+from mmlsm.read.version import Version
+from mmlsm.settings import Durability, Settings
+from mmlsm.space.allocator import Allocator
+from mmlsm.space.bitmap import Bitmap
+from mmlsm.space.extents import Extent
+from mmlsm.space.reclaim import Reclaimer
+from mmlsm.write.commit import Committer
+from mmlsm.write.flush import flush
+from mmlsm.write.log import LogWriter, new_epoch
+from mmlsm.write.merge_policy import RUNS_SLOW, RUNS_STOP
+from mmlsm.write.merger import Merger
+from mmlsm.write.pins import Pins
+from mmlsm.write.recovery import Replay, Root, accept, extents_in_use, first_image, read_root, replay_log
+from mmlsm.write.store import Store
+from mmlsm.write.values import ValueWriter
+from mmlsm.write.writer import SEALED_MOST, Writer
+
+POISON = b"\xdd" * limits.PAGE_BYTES
+
+
+class Engine:
+    """One open database. `tell(state, seq)` style callbacks are set by the Database before its first commit."""
+
+    def __init__(self, path: str | os.PathLike[str], settings: Settings) -> None:
+        self.settings = settings
+        self.life = Life()
+        self.pins = Pins(debug=settings.debug)
+        self.write_lock = FairLock(settings.debug)
+        self.committer: Committer | None = None
+        self.stalls = 0
+        self.stall_s = 0.0
+        self._begin_lock = threading.Lock()
+        self._close_lock = threading.Lock()
+        self._on_publish: Callable[[int], object] = lambda seq: None
+        if os.fspath(path) == ":memory:":
+            self.file: File = open_memory()
+            channel = self.file.channel()
+            channel.pwrite(0, first_image())
+            channel.close()
+        else:
+            self.file = open_file(
+                path, readonly=settings.readonly, create=settings.create, first_image=first_image, accept=accept
+            )
+        try:
+            self.file.on_fork(self._forked)
+            root = read_root(self.file)
+            replay = replay_log(self.file, root)
+            self.last_seq = replay.seq if root.superblock.clean else max(replay.seq, root.superblock.seq_ceiling)
+            if replay.table is None and root.superblock.clean:
+                self.last_seq = root.superblock.seq
+            self.pins.published = self.last_seq
+            self.root = root
+            self.log_extents: list[Extent] = list(replay.log_extents)
+            self.value_extents: list[Extent] = list(replay.value_extents)
+            if settings.readonly:
+                self.store: Store | None = None
+                self.readonly_state = self._readonly_state(root, replay)
+            else:
+                self._open_for_writing(root, replay)
+        except BaseException:
+            self.file.close()
+            raise
+
+    # -- opening
+
+    def _readonly_state(self, root: Root, replay: Replay) -> ReadState:
+        """What there is to read, in memory alone: nothing is started, nothing written."""
+        levels = tuple(
+            tuple(tuple(Segment(self.file, record, self.settings.verify) for record in run) for run in level)
+            for level in root.manifest.levels
+        )
+        released: SimpleQueue[Any] = SimpleQueue()
+        version = Version(root.manifest.install, root.superblock.seq, levels, released, self.file.pin)
+        tables = () if replay.table is None else (replay.table,)
+        return ReadState(tables, version, self.file, self.settings.verify)
+
+    def _open_for_writing(self, root: Root, replay: Replay) -> None:
+        """Build the write side; repair and recover where the last life did not end well."""
+        root.superblock.require_writable()
+        file, settings = self.file, self.settings
+        poison_channel = file.channel() if settings.debug else None
+
+        def poison(extent: tuple[int, int]) -> None:
+            assert poison_channel is not None
+            for page in range(extent[0], extent[0] + extent[1]):
+                poison_channel.pwrite(page * limits.PAGE_BYTES, POISON)
+
+        self.poison_channel = poison_channel
+        pinned = file.pins_elsewhere()
+        used = extents_in_use(root, replay, retired_too=pinned)
+        self.allocator = Allocator(
+            file.pages,
+            used,
+            policy=settings.allocation,
+            resize=file.resize,
+            forget=file.forget,
+            poison=poison if settings.debug else None,
+            debug=settings.debug,
+        )
+        retired = root.manifest.retired if pinned else ()
+        self.reclaimer = Reclaimer(self.allocator, retired, debug=settings.debug)
+        self.store = store = Store(
+            file, self.allocator, self.reclaimer, settings, root.superblock, root.manifest, root.bits, root.slot_order
+        )
+        channel = self.channel = file.channel()
+        self.values = ValueWriter(file, channel, self.allocator)
+        if not root.slots_agree:
+            with store.install_lock:
+                store.write_superblock(channel)
+        if replay.table is not None:
+            self._flush_replayed(store, replay)
+        self.writer = Writer(store)
+        self.merger = Merger(store)
+        store.on_install.append(self.merger.wake)
+        store.on_install.append(self.writer.tell_progress)
+        self.writer.start()
+        self.merger.start()
+
+    def _flush_replayed(self, store: Store, replay: Replay) -> None:
+        """Make the recovered commits a segment, so that the next life begins with an empty log (R6)."""
+        table = replay.table
+        assert table is not None
+        table.sealed = True
+        with store.order_lock:
+            store.set_state((table,), store.state.version)
+        flush(
+            store,
+            self.channel,
+            table,
+            log=NO_LOG,
+            log_extents=replay.log_extents,
+            extents=replay.value_extents,
+            live=True,
+        )
+
+    def _forked(self) -> None:
+        """In a forked child: every handle says so."""
+        self.life.end(2)
+
+    def _begin_committing(self) -> Committer:
+        """The committer, made at the first commit: a new epoch of the log is named durably before it (R6)."""
+        store = self.store
+        with self._begin_lock:
+            if self.committer is not None:
+                return self.committer
+            self.life.check_open()
+            if store is None:
+                raise ReadOnlyError("the database is open read-only: open it without readonly=True to write")
+            self.file.check_writable()
+            log = LogWriter(self.file, self.allocator, self.settings, new_epoch(), self.last_seq)
+            try:
+                store.begin_log(self.channel, log.position, self.last_seq)
+                committer = Committer(
+                    self.file,
+                    log,
+                    self.settings,
+                    self.write_lock,
+                    self.pins,
+                    last_seq=self.last_seq,
+                    on_full=self._seal,
+                    on_publish=self._on_publish,
+                    order_lock=store.order_lock,
+                )
+            except BaseException:
+                if self.file.failure is None:
+                    log.close()
+                    for extent in log.extents:
+                        self.allocator.give_back(extent)
+                raise
+            with store.order_lock:
+                store.set_state((committer.memtable, *store.state.tables), store.state.version)
+            self.writer.committer = committer
+            self.committer = committer
+            return committer
+
+    def watch(self, on_state: Callable[[ReadState], None], on_publish: Callable[[int], None]) -> ReadState:
+        """Be told of each new state and published seq; the present state."""
+        self._on_publish = on_publish
+        if self.store is None:
+            return self.readonly_state
+        with self.store.order_lock:
+            self.store.on_state.append(on_state)
+            return self.store.state
+
+    # -- committing
+
+    def commit(self, items: Any, durability: Durability | None, *, locked: bool = False) -> int:
+        """Commit pairs as one; the seq. The write lock, if the caller has it, is given up in any case."""
+        mode = durability or self.settings.durability
+        try:
+            self.life.check_open()
+            committer = self.committer or self._begin_committing()
+            if not locked:
+                if self.write_lock.owner == threading.get_ident():
+                    raise Error("this thread has a write transaction open: write through it, or end it first")
+                self._slow_down()
+        except BaseException:
+            if locked:
+                self.write_lock.release()
+            raise
+        seq = committer.commit(items, mode, locked=locked)
+        if mode == "group" and not self.writer.group_pending:
+            self.writer.note_group_commit()
+        return seq
+
+    def _slow_down(self) -> None:
+        """Back-pressure: commits wait while flushes are SEALED_MOST memtables behind, or merges RUNS_STOP runs; from
+        RUNS_SLOW runs on each commit sleeps a millisecond for each run too many. Counted in `stats()`."""
+        store = self.store
+        assert store is not None
+        sealed = len(store.state.tables) - 1
+        runs = len(store.state.version.segments) if self.settings.auto_merge else 0
+        if sealed < SEALED_MOST and runs < RUNS_SLOW:
+            return
+        self.stalls += 1
+        if sealed >= SEALED_MOST or runs >= RUNS_STOP:
+
+            def ready() -> bool:
+                self.life.check_open()
+                merging = self.settings.auto_merge and self.merger.error is None
+                state = store.state
+                return len(state.tables) - 1 < SEALED_MOST and (
+                    not merging or len(state.version.segments) < RUNS_STOP
+                )
+
+            self.stall_s += self.writer.wait_until_flushed(ready)
+        else:
+            pause = 0.001 * (runs - RUNS_SLOW + 1)
+            time.sleep(pause)
+            self.stall_s += pause
+
+    def lock_for_writing(self, timeout: float | None) -> None:
+        """Take the write lock, first come first served; LockTimeout when it is not free in time."""
+        if self.write_lock.owner == threading.get_ident():
+            raise Error("this thread has a write transaction open already: end it before beginning another")
+        self._begin_committing()
+        self._slow_down()
+        if not self.write_lock.acquire(timeout):
+            raise LockTimeout(f"the write lock was not free within {timeout} seconds")
+        try:
+            self.life.check_open()
+        except BaseException:
+            self.write_lock.release()
+            raise
+
+    def _seal(self) -> None:
+        """The memtable has reached its bound: go on with a new one. REQUIRES the order lock."""
+        committer, store = self.committer, self.store
+        assert committer is not None and store is not None
+        tables = store.state.tables
+        if tables and tables[0] is committer.memtable:
+            committer.switch_memtable()
+        store.set_state((committer.memtable, *tables), store.state.version)
+        self.writer.wake()
+
+    def flush(self) -> None:
+        """Seal the memtable and wait until all are flushed; errors of the flush."""
+        committer, store = self.committer, self.store
+        if committer is None or store is None:
+            return
+        with committer.order_lock:
+            if committer.memtable.entry_count:
+                self._seal()
+        self.writer.wake()
+        self.writer.wait_until_flushed(lambda: len(store.state.tables) <= 1)
+
+    def compact(self, progress: Callable[[int, int], object] | None) -> None:
+        """Everything into one run, then space back."""
+        self.life.check_open()
+        self.file.check_writable()
+        self.flush()
+        self.merger.request_compaction(progress).wait()
+
+    def sync(self) -> int:
+        """Make every commit so far durable; the last durable seq."""
+        self.life.check_open()
+        if self.committer is None:
+            return self.last_seq
+        return self.committer.sync()
+
+    # -- proving
+
+    def verify(self, progress: Callable[[int, int], object] | None) -> Report:
+        """The whole-file proof of this moment."""
+        self.life.check_open()
+        if self.store is None:
+            retired = [extent for retirement in self.root.manifest.retired for extent in retirement.extents]
+            pages = self.file.pages
+            return check_file(
+                self.file,
+                Layout(
+                    self.root.superblock, self.root.manifest, self.root.bits, retired,
+                    list(self.log_extents), list(self.value_extents), pages,
+                ),
+                progress,
+            )  # fmt: skip
+        layout, version = self.layout()
+        report = check_file(self.file, layout, progress)
+        del version
+        return report
+
+    def layout(self) -> tuple[Layout, Version]:
+        """One moment of the file, and the version that keeps it in place."""
+        store = self.store
+        assert store is not None
+        with store.install_lock, store.order_lock:
+            version = store.state.version
+            log = list(self.committer.log.extents) if self.committer is not None else []
+            used = self.allocator.live_bits()
+            reserved = Bitmap(used.pages)
+            for extent in self.allocator.reserved_extents():
+                reserved.set(*extent)
+            for extent in log:
+                reserved.clear(*extent)
+            layout = Layout(
+                store.superblock,
+                store.manifest,
+                used,
+                [extent for retirement in self.reclaimer.pending() for extent in retirement.extents],
+                [tuple(extent) for extent in log],
+                [tuple(extent) for extent in reserved.extents()],
+                self.allocator.total,
+            )
+        return layout, version
+
+    # -- ending
+
+    def close(self) -> None:
+        """Flush, join both threads, leave a clean file; raises the first thing that went wrong. Twice is no error."""
+        with self._close_lock:
+            if self.life.ended == 2:
+                self.life.check_open()
+            if self.life.ended:
+                return
+            errors: list[BaseException] = []
+            if self.store is not None:
+                self._end_commits(errors)
+            self.life.end(1)
+            if self.store is not None:
+                self._end_threads(errors)
+            self.file.close()
+        if errors:
+            raise errors[0]
+
+    def _end_commits(self, errors: list[BaseException]) -> None:
+        """Let no commit begin any more, and make those that did durable in segments."""
+        committer = self.committer
+        if committer is None:
+            return
+        with committer.order_lock:
+            committer.closing = True
+        try:
+            committer.sync()
+            self.flush()
+        except Error as error:
+            errors.append(error)
+
+    def _end_threads(self, errors: list[BaseException]) -> None:
+        """Stop and join both threads, then leave the file clean and as short as it can be."""
+        store = self.store
+        assert store is not None
+        self.writer.stop()
+        self.merger.stop()
+        self.writer.join()
+        self.merger.join()
+        self.values.closed = True
+        if not errors and self.file.failure is None:
+            try:
+                self._leave_clean(store)
+            except Error as error:
+                errors.append(error)
+        if self.committer is not None:
+            self.committer.close()
+        for channel in (self.channel, self.poison_channel):
+            if channel is not None:
+                with contextlib.suppress(Error):
+                    channel.close()
+
+    def _leave_clean(self, store: Store) -> None:
+        """The last superblock: no log, the exact seq. Then everything that nobody pins is cut off."""
+        committer = self.committer
+        if committer is not None:
+            with store.install_lock:
+                seq = committer.last_seq
+                store.write_superblock(self.channel, clean=True, log=NO_LOG, seq=seq, seq_ceiling=seq)
+        elif not store.superblock.clean and store.superblock.log.page == 0:
+            with store.install_lock:
+                store.write_superblock(self.channel, clean=True, seq=self.last_seq, seq_ceiling=self.last_seq)
+        self.merger.drain(block=False)
+        for extent in self.allocator.reserved_extents():
+            self.allocator.give_back(extent)
+        self.merger.reclaim()
+
+    def abandon(self) -> None:
+        """For a finaliser: end the threads without a word to the file. Takes no lock (R12)."""
+        self.life.end(1)
+        if self.store is not None:
+            self.writer.abandon()
+            self.merger.abandon(self.writer, self.file)

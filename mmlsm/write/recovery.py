@@ -1,0 +1,149 @@
+"""Opening: from the superblock to a version, and the replay of the log to a prefix of the commits.
+
+One thread, before anything else knows the file. Reading changes nothing; `protect` comes before any allocation.
+
+I1. Open takes the newest valid slot; where the slots differ the caller writes both before anything is reused (R1).
+I2. The log's tail is scanned whatever the clean flag says (R6).
+I3. Pages of the bitmap that are not retired, extents of the log, and extents that its commits name are in use; all
+    else is free, whatever an unfinished flush or merge had written there.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmlsm import limits
+from mmlsm.errors import CorruptionError, FormatError
+from mmlsm.format.checksum import checksum
+from mmlsm.format.manifest import Manifest, Reference
+from mmlsm.format.manifest import decode as decode_manifest
+from mmlsm.format.superblock import Superblock, newest, write_order
+from mmlsm.read.pages import read_chunks
+from mmlsm.space.bitmap import Bitmap
+from mmlsm.space.extents import Extent
+from mmlsm.write.log_scan import scan_log
+from mmlsm.write.memtable import Memtable
+
+if TYPE_CHECKING:
+    from mmlsm.file import File
+    from mmlsm.format.superblock import LogPosition
+
+PAGE = limits.PAGE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """What the superblock's chain says: the durable state without the log."""
+
+    superblock: Superblock
+    slots_agree: bool
+    slot_order: tuple[int, int]
+    """Into which slot the next generation goes first."""
+    manifest: Manifest
+    bits: Bitmap
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What the log adds: a memtable with its commits (None without any), and the pages that they need."""
+
+    table: Memtable | None
+    seq: int
+    position: LogPosition
+    log_extents: list[Extent]
+    value_extents: list[Extent]
+
+
+def first_image() -> bytes:
+    """The first pages of a new database: two superblock slots and the holder page."""
+    block = Superblock(uuid=uuid.uuid4().bytes, generation=1, clean=True).encode()
+    return block + block + bytes(PAGE)
+
+
+def accept(header: bytes) -> None:
+    """Refuse, before anything is written to it, a file that is not ours or of a format that we do not know."""
+    if len(header) < 2 * PAGE:
+        raise FormatError(f"the file has {len(header)} bytes, too few for an mmlsm database: nothing was changed")
+    newest(header[:PAGE], header[PAGE : 2 * PAGE])
+
+
+def read_root(file: File) -> Root:
+    """Superblock, manifest and bitmap, each proved by its sum. Cost: independent of the amount of data but for the
+    bitmap, one page for 128 MiB."""
+    slots = file.pread(0, PAGE), file.pread(PAGE, PAGE)
+    superblock, agree = newest(*slots)
+    order = write_order(*slots)
+    if not superblock.manifest.pages:
+        bits = Bitmap(limits.HEADER_PAGES)
+        bits.set(0, limits.HEADER_PAGES)
+        return Root(superblock, agree, order, Manifest(install=0, uuid=superblock.uuid), bits)
+    reference = superblock.manifest
+    data = file.pread(reference.page * PAGE, reference.length)
+    if len(data) != reference.length:
+        raise CorruptionError(
+            f"page {reference.page}: the file ends before its manifest does; it was cut, restore a backup",
+            page=reference.page,
+        )
+    manifest = decode_manifest(data, reference.sum, reference.page)
+    if manifest.uuid != superblock.uuid or manifest.install != superblock.install:
+        raise CorruptionError("the manifest belongs to another superblock; restore a backup", page=reference.page)
+    pages = []
+    for page, expected in manifest.bitmap:
+        bits_of_page = file.pread(page * PAGE, PAGE)
+        if len(bits_of_page) != PAGE or checksum(bits_of_page) != expected:
+            raise CorruptionError(f"page {page}: the free-space bitmap is damaged; restore a backup", page=page)
+        pages.append(bits_of_page)
+    return Root(superblock, agree, order, manifest, Bitmap.from_pages(manifest.file_pages, pages))
+
+
+def replay_log(file: File, root: Root) -> Replay:
+    """Every commit of the log that survived whole, in order, up to the first that did not."""
+    log = root.superblock.log
+    scan = scan_log(file, log, lambda reference: is_sound(file, reference), root.superblock.seq)
+    table: Memtable | None = None
+    extents: set[Extent] = set()
+    for commit in scan:
+        if table is None:
+            table = Memtable(log)
+        table.apply(commit.items, commit.seq, commit.seq, ())
+        extents.update(Extent(v.page, v.pages) for _, v in commit.items if isinstance(v, Reference))
+    seq = max(scan.seq, root.superblock.seq)
+    return Replay(table, seq, scan.position, scan.extents if table is not None else [], sorted(extents))
+
+
+def is_sound(file: File, reference: Reference) -> bool:
+    """Whether an extent that a log record names reached the disk (R2)."""
+    if not reference.plausible() or (reference.page + reference.pages) * PAGE > file.pages * PAGE:
+        return False
+    try:
+        for _ in read_chunks(file, reference, 0, reference.length):
+            pass
+    except CorruptionError:
+        return False
+    return True
+
+
+def extents_in_use(root: Root, replay: Replay, *, retired_too: bool) -> list[Extent]:
+    """What an allocator must not give away (I3). CorruptionError when two owners claim a page.
+
+    `retired_too`: views of an earlier life still pin the file, so what is retired stays in use (R13).
+    """
+    used = Bitmap(root.bits.pages)
+    for extent in root.bits.extents():
+        used.set(*extent)
+    for retirement in () if retired_too else root.manifest.retired:
+        for first, count in retirement.extents:
+            used.clear(first, count)
+    used.clear(0, limits.HEADER_PAGES)
+    claimed = [*replay.log_extents, *replay.value_extents]
+    end = max([used.pages, *(extent.end for extent in claimed)])
+    used.resize(end)
+    for extent in claimed:
+        if used.any_set(*extent):
+            raise CorruptionError(
+                f"page {extent.first}: the log and a segment both claim it; restore a backup", page=extent.first
+            )
+        used.set(*extent)
+    return list(used.extents())

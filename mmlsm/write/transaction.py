@@ -1,0 +1,195 @@
+"""Transactions: a still snapshot below, a live overlay of their own writes above.
+
+One thread owns a transaction. A write transaction holds the write lock from `begin` to its end, so nobody else's
+commit comes between; readers never wait for it.
+
+I1. Nothing of a transaction is visible to others before `commit` returned, all of it is afterwards (promise 3).
+I2. However it ends - commit, abort, an exception, the collector, `close()` - the lock is free and the extents of
+    values that came to nothing come back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from mmlsm.errors import ClosedError, Error, ReadOnlyError
+from mmlsm.read.entries import Entry, EntryTable
+from mmlsm.read.reader import MISSING, Life, Reader, ReadState, as_key
+from mmlsm.write.batch import give_all_back
+
+if TYPE_CHECKING:
+    from mmlsm.settings import Durability
+    from mmlsm.write.values import ValueWriter
+
+SEQ_ALL = (1 << 62) - 1
+
+
+class Transaction(Reader):
+    """Reads its snapshot and its own writes. Leaving the `with` block commits; an exception aborts.
+
+    `end` is called once with the pending items to commit, or None: it orders the commit or lets the lock go. A finaliser
+    calls `abandoned` instead, which takes no lock.
+    """
+
+    def __init__(
+        self,
+        state: ReadState,
+        seq: int,
+        life: Life,
+        pin: object,
+        *,
+        write: bool,
+        values: ValueWriter | None,
+        end: Callable[[dict[bytes, Any] | None, Durability | None], int],
+        abandoned: Callable[[], object],
+    ) -> None:
+        self._overlay = EntryTable()
+        if write:
+            state = ReadState((self._overlay, *state.tables), state.version, state.file, state.verify)
+        Reader.__init__(self, state, seq, life, write)
+        self._pin = pin
+        self._write = write
+        self._values = values
+        self._end = end
+        self._abandoned = abandoned
+        self._journals: list[list[tuple[bytes, Entry | None]]] = []
+        self._thread = threading.get_ident()
+        self._finished = False
+
+    # -- writing
+
+    def _writable(self) -> ValueWriter:
+        if self._finished:
+            raise ClosedError("the transaction has ended: begin another")
+        self.life.check_open()
+        if not self._write or self._values is None:
+            raise ReadOnlyError("this is a read transaction: begin(write=True) makes one that writes")
+        if threading.get_ident() != self._thread:
+            raise Error("a write transaction belongs to the thread that began it")
+        return self._values
+
+    def _set(self, key: bytes, value: object) -> None:
+        overlay = self._overlay
+        before = overlay.entries.get(key)
+        if self._journals:
+            self._journals[-1].append((key, before))
+        elif before is not None and self._values is not None:
+            self._values.give_back(before.value)
+        overlay.put(key, value, 0)
+
+    def put(self, key: bytes, value: Any) -> None:
+        """Set `key` to `value`: bytes-like, or a readable binary stream of any length."""
+        values = self._writable()
+        self._set(as_key(key), values.take(value))
+
+    def __setitem__(self, key: bytes, value: Any) -> None:
+        self.put(key, value)
+
+    def delete(self, key: bytes) -> None:
+        """Delete `key`, there or not."""
+        self._writable()
+        self._set(as_key(key), None)
+
+    def __delitem__(self, key: bytes) -> None:
+        self._writable()
+        if key not in self:
+            raise KeyError(key)
+        self.delete(key)
+
+    def pop(self, key: bytes, default: Any = MISSING) -> Any:
+        """Delete `key` and answer its value; `default`, or KeyError, where it is absent."""
+        self._writable()
+        value = self.get(key)
+        if value is None:
+            if default is MISSING:
+                raise KeyError(key)
+            return default
+        self.delete(key)
+        return value
+
+    def replace(self, key: bytes, value: Any) -> bytes | None:
+        """Set `key` to `value` and answer what it was, None where it was absent."""
+        self._writable()
+        old: bytes | None = self.get(key)
+        self.put(key, value)
+        return old
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """A block after which, should it raise, the transaction's writes are what they were at its beginning."""
+        self._writable()
+        journal: list[tuple[bytes, Entry | None]] = []
+        self._journals.append(journal)
+        depth = len(self._journals)
+        try:
+            yield
+        except BaseException:
+            if not self._finished:
+                for key, before in reversed(journal):
+                    self._take_back(key, before)
+                del self._journals[depth - 1 :]
+            raise
+        if not self._finished:
+            del self._journals[depth - 1 :]
+            if self._journals:
+                self._journals[-1] += journal
+            elif self._values is not None:
+                for _, before in journal:
+                    self._values.give_back(None if before is None else before.value)
+
+    def _take_back(self, key: bytes, before: Entry | None) -> None:
+        entries = self._overlay.entries
+        if self._values is not None:
+            self._values.give_back(entries[key].value)
+        if before is None:
+            del entries[key]
+        else:
+            entries[key] = before
+
+    # -- ending
+
+    def commit(self, *, durability: Durability | None = None) -> int:
+        """Commit; the seq. The transaction is over, also where this raises: StorageError says what is known."""
+        if self._finished:
+            raise ClosedError("the transaction has ended: begin another")
+        items = {key: entry.value for key, entry in self._overlay.entries.items()}
+        self._finish()
+        return self._end(items, durability)
+
+    def abort(self) -> None:
+        """Drop all writes. Ending twice is no error."""
+        if not self._finished:
+            items = {key: entry.value for key, entry in self._overlay.entries.items()}
+            self._finish()
+            if self._values is not None:
+                give_all_back(self._values, items)
+            self._end(None, None)
+
+    close = abort
+
+    def _finish(self) -> None:
+        self._finished = True
+        self.state = None
+        self._pin = None
+
+    def __enter__(self) -> Self:
+        if self._finished:
+            raise ClosedError("the transaction has ended: begin another")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self.abort()
+        elif not self._finished:
+            self.commit()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_finished", True):
+            self._finished = True
+            if self._values is not None:
+                self._values.abandon(entry.value for entry in self._overlay.entries.values())
+            self._abandoned()

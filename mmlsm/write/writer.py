@@ -1,0 +1,163 @@
+"""The writer thread: flushes sealed memtables, syncs what `group` commits have written, keeps log space ready.
+
+I1. It holds strong references to Store and Committer only, never to a Database.
+I2. A flush that fails has given everything back; the error is kept for `stats()` and for writers that wait, and the
+    flush is tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mmlsm.errors import Error
+from mmlsm.space.extents import Extent
+from mmlsm.write.flush import flush
+from mmlsm.write.store import Store
+
+if TYPE_CHECKING:
+    from mmlsm.file import Channel
+    from mmlsm.write.commit import Committer
+    from mmlsm.write.memtable import Memtable
+
+RETRY_S = 0.5
+SEALED_MOST = 3
+"""With this many sealed memtables commits wait for a flush."""
+
+
+class Writer(threading.Thread):
+    """`wake()` after a seal; `stop()` and join at close."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(name="mmlsm-writer", daemon=True)
+        # constant after construction; `committer` from the first commit on
+        self.store = store
+        self.committer: Committer | None = None
+        self.wakeups: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.progress = threading.Condition()
+        # written by any thread; a stale word costs one round
+        self.group_pending = False
+        self.stopping = False
+        self.abandoned = False
+        # this thread's own, read by stats() and by who waits for a flush
+        self.error: Error | None = None
+        self.flushes = 0
+        self.bytes_written = 0
+        self.channel: Channel | None = None
+
+    # -- any thread
+
+    def wake(self) -> None:
+        """There is something to do."""
+        self.wakeups.put(True)
+
+    def note_group_commit(self) -> None:
+        """A `group` commit was written: sync it within the interval."""
+        if not self.group_pending:
+            self.group_pending = True
+            self.wakeups.put(True)
+
+    def tell_progress(self) -> None:
+        """Something was installed: who waits looks again."""
+        with self.progress:
+            self.progress.notify_all()
+
+    def abandon(self) -> None:
+        """End without flushing; takes no lock (R12)."""
+        self.abandoned = self.stopping = True
+        self.wakeups.put(True)
+
+    def stop(self) -> None:
+        """Flush what is sealed, then end; the caller joins."""
+        self.stopping = True
+        self.wakeups.put(True)
+
+    def wait_until_flushed(self, ready: Callable[[], bool]) -> float:
+        """Wait until `ready`; the seconds it took. The flush's error when it cannot go on."""
+        begun = time.monotonic()
+        with self.progress:
+            while not ready():
+                self.store.file.check_writable()
+                if self.error is not None:
+                    raise self.error
+                if self.stopping and not self.is_alive():
+                    break
+                self.progress.wait(0.2)
+        return time.monotonic() - begun
+
+    # -- the thread
+
+    def run(self) -> None:
+        synced_at = time.monotonic()
+        interval = self.store.settings.group_interval
+        while True:
+            timeout = max(0.001, synced_at + interval - time.monotonic()) if self.group_pending else None
+            if self.error is not None:
+                timeout = RETRY_S
+            with contextlib.suppress(queue.Empty):
+                self.wakeups.get(timeout=timeout)
+            if self.abandoned:
+                break
+            try:
+                self.flush_sealed()
+                if self.group_pending and time.monotonic() - synced_at >= interval:
+                    self.group_pending = False
+                    synced_at = time.monotonic()
+                    self.sync()
+                self.error = None
+            except Error as error:
+                self.error = error
+                if self.store.file.failure is not None:
+                    self.group_pending = False
+                self.tell_progress()
+            if self.stopping:
+                break
+        if self.channel is not None:
+            with contextlib.suppress(Error):
+                self.channel.close()
+
+    def sync(self) -> None:
+        """Make what is written durable, and have the log's next extent ready."""
+        committer = self.committer
+        if committer is not None:
+            committer.sync()
+            committer.log.prepare()
+
+    def flush_sealed(self) -> None:
+        """Flush every sealed memtable, oldest first."""
+        while True:
+            tables = self.store.state.tables
+            if len(tables) < 2 or self.abandoned:
+                return
+            self.flush_oldest(tables[-1], tables[-2])
+
+    def flush_oldest(self, table: Memtable, successor: Memtable) -> None:
+        """Flush one; its log extents go with it."""
+        store, committer = self.store, self.committer
+        assert committer is not None and table.sealed
+        if self.channel is None:
+            self.channel = store.file.channel()
+        while committer.pins.published < table.last_seq:
+            store.file.check_writable()
+            if committer.failure is not None:
+                raise committer.refusal()
+            time.sleep(0.001)
+        start = successor.log_start
+        with committer.order_lock:
+            names = [extent.first for extent in committer.log.extents]
+            before = list(committer.log.extents)[: names.index(start.page)]
+        self.bytes_written += flush(
+            store,
+            self.channel,
+            table,
+            log=start,
+            log_extents=before,
+            extents=sorted(Extent(r.page, r.pages) for r in table.references),
+        )
+        with committer.order_lock:
+            committer.log.release_before(start)
+        self.flushes += 1
