@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import mmlsm
+
 
 def run(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -114,3 +116,7 @@ def test_a_compiler_that_fails_also_fails_the_installation(unpacked: Path) -> No
     assert failed.returncode != 0
     assert "could not be compiled" in failed.stderr
     assert "MMLSM_INTERPRETED=1 pip install ." in failed.stderr
+
+
+def test_the_version_is_the_installed_one(version: str) -> None:
+    assert mmlsm.__version__ == version

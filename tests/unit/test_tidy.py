@@ -21,12 +21,13 @@ import pytest
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "limits", "settings", "locks"),
     ("memory",),
-    ("descriptor", "channel", "file"),
+    ("descriptor", "channel", "handle", "file"),
     ("format",),
     ("space", "read"),  # apart
     ("write",),
+    ("check", "stats"),
+    ("engine",),
     ("database",),
-    ("check",),
     ("",),  # the package itself: the names that programs import
     ("dbm", "cli", "demo", "bench", "__main__"),
 )
