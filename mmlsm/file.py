@@ -275,7 +275,7 @@ def _open_or_create(system: System, shown: Path, readonly: bool, first_image: Ca
 
 
 def _create(system: System, name: str, first_image: Callable[[], bytes]) -> None:
-    """Make a new file appear whole under this name (I6); do nothing if the name is taken meanwhile."""
+    """Make a new file appear whole under this name (I2); do nothing if the name is taken meanwhile."""
     parent, last = os.path.split(name)
     directory = Descriptor(system, system.open(parent, os.O_RDONLY | os.O_DIRECTORY))
     try:
@@ -287,10 +287,8 @@ def _create(system: System, name: str, first_image: Callable[[], bytes]) -> None
         write_all(system.pwrite, unnamed.fd, image, 0)
         system.sync(unnamed.fd)
         try:
-            system.link(unnamed.fd, last, directory.fd)
-            system.sync_directory(directory.fd)
-            return
-        except FileExistsError:
+            with contextlib.suppress(FileExistsError):
+                system.link(unnamed.fd, last, directory.fd)
             return
         except OSError as error:
             if error.errno not in UNSUPPORTED | {errno.EPERM, errno.EXDEV, errno.ENOENT, errno.EINVAL}:

@@ -242,6 +242,18 @@ def test_a_forked_child_may_open_the_file_once_the_parent_has_closed_it(path, fi
         assert go() == "3"
 
 
+def test_any_thread_of_a_forked_child_may_open_files(path, file):
+    def work() -> str:
+        pages: list[int] = []
+        other = path.with_name("other")
+        thread = threading.Thread(target=lambda: pages.append(open_file(other, first_image=image).pages), daemon=True)
+        thread.start()
+        thread.join(5)
+        return "hangs" if thread.is_alive() else f"{pages[0]} pages"
+
+    assert in_forked_child(work) == repr("3 pages")
+
+
 def test_maps_stay_readable_in_a_forked_child(file):
     view = memoryview(file.pinned_map(1, None))[:10]
     assert in_forked_child(lambda: bytes(view)) == repr(b"a database")
