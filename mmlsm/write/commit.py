@@ -26,9 +26,9 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from mmlsm.errors import ReadOnlyError, StorageError
+from mmlsm.errors import ClosedError, ReadOnlyError, StorageError
 from mmlsm.format.checksum import checksum
-from mmlsm.locks import FLUSH, ORDER, FairLock, ordered_lock
+from mmlsm.locks import FLUSH, ORDER, FairLock, Mutex, ordered_lock
 from mmlsm.settings import Durability, Settings
 from mmlsm.write.log_record import ENTRY_BYTES, HEADER_BYTES, encode_commit
 from mmlsm.write.memtable import Memtable
@@ -85,6 +85,7 @@ class Committer:
         last_seq: int = 0,
         on_full: Callable[[], object] | None = None,
         on_publish: Callable[[int], object] | None = None,
+        order_lock: Mutex | None = None,
     ) -> None:
         # Constant.
         self.file = file
@@ -94,7 +95,7 @@ class Committer:
         self.pins = pins
         self.on_full = on_full
         self.on_publish = on_publish
-        self.order_lock = ordered_lock("order", ORDER, settings.debug)
+        self.order_lock = order_lock or ordered_lock("order", ORDER, settings.debug)
         self._flush_lock = ordered_lock("flush", FLUSH, settings.debug)
         self._log_bytes_least = min(LOG_BYTES_LEAST, settings.memtable_bytes)
         # The leader's, and whose turn it is under the flush lock.
@@ -108,6 +109,8 @@ class Committer:
         self.written_end = self.synced_end = log.end
         self.written_seq = self.synced_seq = last_seq
         self.failure: BaseException | None = None
+        self.closing = False
+        """Set at close: nothing more is ordered."""
         self._full_end = 0
         """End of the last `full` commit: beyond `synced_end`, the next write is to be durable."""
         self._references_end = 0
@@ -129,8 +132,8 @@ class Committer:
         """Commit these pairs as one; its seq, once readers see it.
 
         Takes the write lock, or has it from the caller (`locked`); in any case, error or not, it is given up. An empty
-        commit is none: the last published seq. StorageError before anything happened when there is no space for the log, or with
-        the commit's fate unknown until reopen when it could not be written or synced; ReadOnlyError ever after.
+        commit is none: the last published seq. StorageError: with nothing done when there is no space for the log; with
+        the commit's fate unknown until reopen when it could not be written or synced, and ReadOnlyError ever after.
         """
         mode = MODES[durability]
         lock, me = self.write_lock, _ident()
@@ -166,7 +169,9 @@ class Committer:
         """Give the commit its place: the one step that is wholly done or not at all (I4)."""
         with self.order_lock:
             if self.failure is not None or self.file.failure is not None:
-                raise self._refusal()
+                raise self.refusal()
+            if self.closing:
+                raise ClosedError("the database is being closed: open it again")
             self.log.room(len(payload))
             seen = self.pins.view()
             ticket = Ticket(self.last_seq + 1, mode)
@@ -221,10 +226,10 @@ class Committer:
         bound = self.settings.memtable_bytes
         if table.data_bytes >= bound:
             return True
-        log_bytes = table.log_bytes
+        log_bytes: int = table.log_bytes
         if log_bytes < self._log_bytes_least:
             return False
-        return log_bytes >= min(bound, LOG_RATIO * (table.live_bytes + RECORD_BYTES * table.entry_count))
+        return log_bytes >= min(bound, LOG_RATIO * int(table.live_bytes + RECORD_BYTES * table.entry_count))
 
     def switch_memtable(self) -> Memtable:
         """Seal the memtable and go on with a new one; the sealed one. REQUIRES the order lock.
@@ -332,7 +337,7 @@ class Committer:
         """Make everything committed so far durable; the last durable seq. Holds up no commit. Errors as `commit`."""
         with self.order_lock:
             if self.failure is not None or self.file.failure is not None:
-                raise self._refusal()
+                raise self.refusal()
             ticket = Ticket(self.last_seq, ASKING)
             ticket.end = self.log.end
             if self.synced_end >= ticket.end and not self._pending:
@@ -400,7 +405,7 @@ class Committer:
                     _wake(ticket)
                     break
 
-    def _refusal(self) -> Exception:
+    def refusal(self) -> Exception:
         cause = self.failure or self.file.failure
         return ReadOnlyError(
             getattr(cause, "errno", None) or errno.EIO,

@@ -86,6 +86,7 @@ class LogWriter:
         self._segments: list[Segment] = []
         extent = self._reserve(0)
         self._extents = [extent]
+        self._state: State
         self._begin(extent, 0, 0, seq)
 
     # -- what others ask
@@ -232,7 +233,7 @@ class LogWriter:
         return spare
 
     def _reserve(self, length: int) -> Extent:
-        """An extent for at least one commit of `length` bytes, its blocks allocated (R2); larger than the one before."""
+        """An extent for at least one commit of `length` bytes, its blocks allocated (R2); twice the one before."""
         pages = max(self._pages_next, -(-(RECORD_BYTES + length + LINK_BYTES) // PAGE))
         extent = self._allocator.reserve(pages)
         try:

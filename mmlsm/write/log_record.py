@@ -1,8 +1,8 @@
 # cython: boundscheck=False, wraparound=False, binding=False
 """Log records as bytes: a 64-byte header and a payload (docs/format.md, "Log"). No I/O; any thread.
 
-    header   u64 epoch | u64 seq | u64 predecessor's sum | u64 payload bytes | u8 kind | u8 codec | u16 0 | u32 namespace
-             u64 payload sum | u64 0 | u64 sum of the 56 bytes before, the record's own
+    header   u64 epoch | u64 seq | u64 predecessor's sum | u64 payload bytes | u8 kind | u8 codec | u16 0
+             u32 namespace | u64 payload sum | u64 0 | u64 sum of the 56 bytes before, the record's own
     commit   u32 entries, then for each: u8 kind | u16 key bytes | u32 value bytes | key | value
     link     u32 first page | u32 pages of the extent where the log goes on
 
@@ -21,7 +21,6 @@ from mmlsm import limits
 from mmlsm.errors import CorruptionError, FormatError
 from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import Reference
-
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,7 +75,7 @@ def encode_commit(items: Iterable[tuple[bytes, Value]]) -> bytes:
     key: bytes
     for key, value in items:
         count += 1
-        if type(value) is bytes:
+        if isinstance(value, bytes):
             parts += (pack_entry(VALUE, len(key), len(value)), key, value)
         elif value is None:
             parts += (pack_entry(TOMBSTONE, len(key), 0), key)
@@ -91,7 +90,7 @@ def encode_header(
 ) -> tuple[bytes, int]:
     """The 64 bytes before a payload of `length` bytes, and the record's sum."""
     summed: bytes = pack_summed(epoch, seq, predecessor, length, kind, CODEC_RAW, 0, 0, payload_sum, 0)
-    own: object = checksum(summed)
+    own = checksum(summed)
     return summed + own.to_bytes(8, "little"), own
 
 

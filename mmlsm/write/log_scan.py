@@ -11,7 +11,7 @@ I2. It is total: damage ends it, at a cost within the size of the file. Only a r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from mmlsm import limits
 from mmlsm.errors import CorruptionError
@@ -81,15 +81,18 @@ class LogScan(Iterator[Commit]):
 
     def _commit(self, header: Header, payload: bytes) -> Commit | None:
         if header.seq <= self.seq:
-            return self._end("a commit's number does not follow the one before")
+            self.ended = "a commit's number does not follow the one before"
+            return None
         try:
             items = log_record.decode_commit(payload)
         except CorruptionError as error:
-            return self._end(str(error))
+            self.ended = str(error)
+            return None
         if self._check_reference is not None:
             for _, value in items:
                 if isinstance(value, Reference) and not self._check_reference(value):
-                    return self._end(f"commit {header.seq} names a value that did not reach the disk")
+                    self.ended = f"commit {header.seq} names a value that did not reach the disk"
+                    return None
         offset = self.position.offset + HEADER_BYTES + header.length
         self.position = self.position._replace(offset=offset, predecessor=header.sum)
         self.seq = header.seq
@@ -98,7 +101,7 @@ class LogScan(Iterator[Commit]):
     def _follow(self, header: Header, payload: bytes) -> None:
         link = log_record.decode_link(payload)
         if link is None:
-            self._end("a link is damaged")
+            self.ended = "a link is damaged"
             return
         extent = Extent(*link)
         self.extents.append(extent)
@@ -112,14 +115,18 @@ class LogScan(Iterator[Commit]):
         left = min((at.page + at.pages) * PAGE, self._file_bytes) - at.offset
         header = log_record.decode_header(self._read(HEADER_BYTES), 0) if left >= HEADER_BYTES else None
         if header is None:
-            return self._end("no record")
+            self.ended = "no record"
+            return None
         if header.epoch != at.epoch or header.predecessor != at.predecessor:
-            return self._end("a record of another life of the extent")
+            self.ended = "a record of another life of the extent"
+            return None
         if header.length > left - HEADER_BYTES:
-            return self._end("a record that is longer than its extent")
+            self.ended = "a record that is longer than its extent"
+            return None
         payload = self._read(HEADER_BYTES + header.length)[HEADER_BYTES:]
         if len(payload) < header.length or checksum(payload) != header.payload_sum:
-            return self._end("a torn record")
+            self.ended = "a torn record"
+            return None
         return header, payload
 
     def _read(self, length: int) -> bytes:
@@ -131,10 +138,6 @@ class LogScan(Iterator[Commit]):
             self._block = self._file.pread(offset, max(length, min(READ_BYTES, extent_end - offset)))
             self._block_at, start = offset, 0
         return self._block[start : start + length]
-
-    def _end(self, why: str) -> Any:
-        self.ended = why
-        return None
 
 
 def scan_log(

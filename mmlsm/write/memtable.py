@@ -27,7 +27,7 @@ else:
 
 if TYPE_CHECKING:
     from mmlsm.format.manifest import Reference
-    from mmlsm.write.log import LogPosition
+    from mmlsm.format.superblock import LogPosition
 
 if not cython.compiled:  # compiled, they stand in memtable.pxd
     KEY_BYTES = 120
@@ -85,7 +85,7 @@ class Memtable(EntryTable):
         self.applying = True
         try:
             for key, value in items:
-                if type(value) is bytes:
+                if isinstance(value, bytes):
                     size = len(value)
                 else:
                     size = value_bytes(value)
@@ -124,7 +124,6 @@ class Memtable(EntryTable):
         dropped: int64_t = 0
         newer: Entry | None = newest.older
         entry: Entry | None = newer.older
-        at: cython.Py_ssize_t
         while entry is not None:
             if newer.seq <= published and not pinned(pins, entry.seq, newer.seq):
                 if newer.seq > self.trimmed:

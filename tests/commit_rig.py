@@ -1,0 +1,117 @@
+"""What the tests of memtable, log and commit share: a log in memory, a Committer on it, a channel that notes calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mmlsm.file import System, open_memory
+from mmlsm.format.checksum import checksum
+from mmlsm.limits import HEADER_PAGES
+from mmlsm.locks import FairLock
+from mmlsm.settings import Settings
+from mmlsm.space.allocator import Allocator
+from mmlsm.write.commit import Committer
+from mmlsm.write.log import LogWriter
+from mmlsm.write.log_record import encode_commit
+from mmlsm.write.log_scan import LogScan, scan_log
+from mmlsm.write.pins import Pins
+
+EPOCH = 0x1122334455667788
+
+
+class LogRig:
+    """A memory file, its allocator, and a log in it."""
+
+    def __init__(self, system: System | None = None, **settings: Any) -> None:
+        self.settings = Settings(debug=True, **settings)
+        self.file = open_memory(**({} if system is None else {"system": system}))
+        self.file.resize(HEADER_PAGES)
+        self.allocator = Allocator(HEADER_PAGES, [], resize=self.file.resize, forget=self.file.forget)
+        self.log = LogWriter(self.file, self.allocator, self.settings, EPOCH)
+        self.start = self.log.position
+        self.channel = self.file.channel()
+
+    def append(self, seq: int, items: list[tuple[bytes, Any]]) -> int:
+        payload = encode_commit(items)
+        self.log.room(len(payload))
+        return self.log.append(payload, seq, checksum(payload))
+
+    def write(self) -> None:
+        end = self.log.end
+        for offset, data in self.log.take():
+            self.channel.pwrite(offset, data)
+        self.log.written(end)
+
+    def scan(self, **options: Any) -> LogScan:
+        return scan_log(self.file, self.start, **options)
+
+
+class CommitRig(LogRig):
+    """That, with a Committer. `calls` notes the I/O of both its channels, once `note` was called."""
+
+    def __init__(self, system: System | None = None, **settings: Any) -> None:
+        super().__init__(system, **settings)
+        self.write_lock = FairLock()
+        self.pins = Pins(debug=True)
+        self.published: list[int] = []
+        self.sealed: list[Any] = []
+        self.committer = Committer(
+            self.file,
+            self.log,
+            self.settings,
+            self.write_lock,
+            self.pins,
+            on_publish=self.published.append,
+            on_full=lambda: self.sealed.append(self.committer.switch_memtable()),
+        )
+        self.calls: list[str] = []
+
+    def note(self, before: Callable[[str], object] = lambda name: None) -> list[str]:
+        """From now on I/O is noted in `calls`; `before` is called with each name first, and may wait or raise."""
+        self.committer._channel = NotingChannel(self.committer._channel, self.calls, before)  # type: ignore[assignment]
+        self.committer._sync_channel = NotingChannel(self.committer._sync_channel, self.calls, before)  # type: ignore[assignment]
+        return self.calls
+
+    def newest(self, key: bytes) -> Any:
+        """The published value of `key`; KeyError where there is none."""
+        for table in [self.committer.memtable, *reversed(self.sealed)]:
+            entry = table.lookup(key, self.pins.published)
+            if entry is not None:
+                return entry.value
+        raise KeyError(key)
+
+
+class NotingChannel:
+    def __init__(self, channel: Any, calls: list[str], before: Callable[[str], object]) -> None:
+        self._channel, self._calls, self._before = channel, calls, before
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._channel, name)
+
+        def call(*arguments: Any) -> Any:
+            self._before(name)
+            self._calls.append(name)
+            return method(*arguments)
+
+        return call
+
+
+def in_threads(*works: Callable[[], object], timeout: float = 60) -> None:
+    """Run each in a thread of its own; what one raises is raised here; a thread that hangs is an error."""
+    errors: list[BaseException] = []
+
+    def guarded(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout)
+    assert not errors, errors[0] if len(errors) == 1 else errors
+    assert not any(thread.is_alive() for thread in threads), "a thread waits for ever"
