@@ -332,11 +332,13 @@ class Engine:
         assert store is not None
         with store.install_lock, store.order_lock:
             version = store.state.version
-            log = list(self.committer.log.extents) if self.committer is not None else []
             used = self.allocator.live_bits()
             reserved = Bitmap(used.pages)
             for extent in self.allocator.reserved_extents():
                 reserved.set(*extent)
+            log = list(self.committer.log.extents) if self.committer is not None else []
+            # A flush that has just been installed retired some, and has not yet told the log.
+            log = [extent for extent in log if reserved.all_set(*extent)]
             for extent in log:
                 reserved.clear(*extent)
             layout = Layout(

@@ -37,5 +37,5 @@ else:
 
     def view_of(version, file, window, start, length):
         """A read-only memoryview of `length` bytes at byte `start` of the file that pins `version`."""
-        mapping = version.pinned_map(file, window.pages)
+        mapping = version.pinned_map(file, file.pages)
         return memoryview(mapping)[start : start + length]

@@ -333,22 +333,30 @@ class Committer:
             self._leader = None
             self._settle()
 
-    def sync(self) -> int:
-        """Make everything committed so far durable; the last durable seq. Holds up no commit. Errors as `commit`."""
+    def write_out(self) -> int:
+        """Hand everything ordered so far to the operating system, and so publish all but `full` commits; log's end then.
+
+        A flush comes after it: extents of the log are let go only when no leader can write to them any more.
+        """
         with self.order_lock:
             if self.failure is not None or self.file.failure is not None:
                 raise self.refusal()
             ticket = Ticket(self.last_seq, ASKING)
             ticket.end = self.log.end
-            if self.synced_end >= ticket.end and not self._pending:
-                return self.synced_seq
+            if self.written_end >= ticket.end:
+                return ticket.end
             self._asking.append(ticket)
             self._settle()
         self._await(ticket)
+        return ticket.end
+
+    def sync(self) -> int:
+        """Make everything committed so far durable; the last durable seq. Holds up no commit. Errors as `commit`."""
+        wanted = self.write_out()
         with self._flush_lock:
             with self.order_lock:
                 end, seq = self.written_end, self.written_seq
-                if self.synced_end >= ticket.end:
+                if self.synced_end >= wanted:
                     return self.synced_seq
             try:
                 self._sync_channel.sync()

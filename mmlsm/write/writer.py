@@ -141,6 +141,7 @@ class Writer(threading.Thread):
         assert committer is not None and table.sealed
         if self.channel is None:
             self.channel = store.file.channel()
+        committer.write_out()
         while committer.pins.published < table.last_seq:
             store.file.check_writable()
             if committer.failure is not None:
