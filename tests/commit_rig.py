@@ -16,6 +16,7 @@ from mmlsm.write.commit import Committer
 from mmlsm.write.log import LogWriter
 from mmlsm.write.log_record import encode_commit
 from mmlsm.write.log_scan import LogScan, scan_log
+from mmlsm.write.memtable import Memtable
 from mmlsm.write.pins import Pins
 
 EPOCH = 0x1122334455667788
@@ -25,7 +26,7 @@ class LogRig:
     """A memory file, its allocator, and a log in it."""
 
     def __init__(self, system: System | None = None, **settings: Any) -> None:
-        self.settings = Settings(debug=True, **settings)
+        self.settings = Settings(**{"debug": True, **settings})
         self.file = open_memory(**({} if system is None else {"system": system}))
         self.file.resize(HEADER_PAGES)
         self.allocator = Allocator(HEADER_PAGES, [], resize=self.file.resize, forget=self.file.forget)
@@ -54,9 +55,8 @@ class CommitRig(LogRig):
     def __init__(self, system: System | None = None, **settings: Any) -> None:
         super().__init__(system, **settings)
         self.write_lock = FairLock()
-        self.pins = Pins(debug=True)
+        self.pins = Pins(debug=self.settings.debug)
         self.published: list[int] = []
-        self.sealed: list[Any] = []
         self.committer = Committer(
             self.file,
             self.log,
@@ -64,8 +64,10 @@ class CommitRig(LogRig):
             self.write_lock,
             self.pins,
             on_publish=self.published.append,
-            on_full=lambda: self.sealed.append(self.committer.switch_memtable()),
+            on_full=self.seal,
         )
+        self.tables: tuple[Memtable, ...] = (self.committer.memtable,)
+        """Newest first; replaced as one, under the order lock."""
         self.calls: list[str] = []
 
     def note(self, before: Callable[[str], object] = lambda name: None) -> list[str]:
@@ -74,13 +76,30 @@ class CommitRig(LogRig):
         self.committer._sync_channel = NotingChannel(self.committer._sync_channel, self.calls, before)  # type: ignore[assignment]
         return self.calls
 
-    def newest(self, key: bytes) -> Any:
-        """The published value of `key`; KeyError where there is none."""
-        for table in [self.committer.memtable, *reversed(self.sealed)]:
-            entry = table.lookup(key, self.pins.published)
+    def seal(self) -> None:
+        self.committer.switch_memtable()
+        self.tables = (self.committer.memtable, *self.tables)
+
+    def at(self, key: bytes, seq: int) -> Any:
+        """The value of `key` as of `seq`, which is registered or cannot be trimmed; None where it is absent."""
+        for table in self.tables:
+            entry = table.lookup(key, seq)
             if entry is not None:
                 return entry.value
-        raise KeyError(key)
+        return None
+
+    def get(self, key: bytes) -> Any:
+        """As a reader without a snapshot does (I3 of read/entries.py)."""
+        while True:
+            seq = self.pins.published
+            for table in self.tables:
+                entry = table.lookup(key, seq)
+                if table.trimmed > seq:
+                    break
+                if entry is not None:
+                    return entry.value
+            else:
+                return None
 
 
 class NotingChannel:
