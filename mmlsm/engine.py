@@ -23,7 +23,8 @@ from mmlsm.errors import ClosedError, Error, LockTimeout, ReadOnlyError
 from mmlsm.file import File, open_file, open_memory
 from mmlsm.format.superblock import NO_LOG
 from mmlsm.locks import FairLock
-from mmlsm.read.reader import Life, ReadState
+from mmlsm.read.life import Life
+from mmlsm.read.reader import ReadState
 from mmlsm.read.segment import Segment
 from mmlsm.read.version import Version
 from mmlsm.settings import Durability, Settings

@@ -1,8 +1,9 @@
+from mmlsm.read.life cimport Life
 from mmlsm.read.merged cimport Merged
 
 cdef class RangeIterator:
     cdef object reader
-    cdef object life
+    cdef Life life
     cdef Merged merged
     cdef int what
     cdef bytes start
@@ -20,7 +21,7 @@ cdef class RangeIterator:
 
 cdef class Cursor:
     cdef object reader
-    cdef object life
+    cdef Life life
     cdef Merged merged
     cdef bint busy
 

@@ -18,6 +18,7 @@ if cython.compiled:
     from cython.cimports.mmlsm.read.merged import Merged
 else:
     from mmlsm.memory import compare, cut
+    from mmlsm.read.life import Life
     from mmlsm.read.merged import Merged
 
 from mmlsm.errors import ClosedError, Error, KeySizeError
@@ -60,7 +61,7 @@ class Range:
             include_start, include_stop = True, False
         if limit is not None and limit < 0:
             raise ValueError(f"limit={limit}: must not be negative")
-        reader.life.check()
+        reader.life.check_open()
         self._reader = reader
         self._what = what
         self._start = bound_of(start)

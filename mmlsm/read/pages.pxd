@@ -2,7 +2,7 @@ from libc.stdint cimport int64_t, uint64_t
 from mmlsm.memory cimport Window
 
 cdef class Pages:
-    cdef Window window
+    cdef readonly Window window
     cdef readonly object file
     cdef readonly object segment_id
     cdef bint verify_always

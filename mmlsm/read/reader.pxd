@@ -1,11 +1,6 @@
 from libc.stdint cimport int64_t, uint64_t
-from mmlsm.memory cimport u8s
+from mmlsm.read.life cimport Life
 from mmlsm.read.merged cimport Merged
-
-cdef class Life:
-    cdef public int ended
-
-    cdef int check(self) except -1
 
 cdef class ReadState:
     cdef readonly tuple tables

@@ -20,15 +20,17 @@ if cython.compiled:
     from cython.cimports.libc.stdint import int64_t, uint64_t
     from cython.cimports.mmlsm.memory import key_hash
     from cython.cimports.mmlsm.read.entries import Entry, EntryTable
+    from cython.cimports.mmlsm.read.life import Life
     from cython.cimports.mmlsm.read.merged import Merged
     from cython.cimports.mmlsm.read.segment import Segment
 else:
     from mmlsm.memory import key_hash
     from mmlsm.read.entries import Entry, EntryTable
+    from mmlsm.read.life import Life
     from mmlsm.read.merged import Merged
     from mmlsm.read.segment import Segment
 
-from mmlsm.errors import ClosedError, ForkError, KeySizeError
+from mmlsm.errors import ClosedError, KeySizeError
 from mmlsm.format.manifest import Reference
 from mmlsm.read.cursor import Cursor, Range, prefix_end
 from mmlsm.read.pages import Pages, read_payload
@@ -41,36 +43,6 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 MISSING: Any = object()
-
-
-@cython.final
-@cython.cclass
-class Life:
-    """Whether a database's handles may still be used: `ended` is 0, 1 (closed) or 2 (this is a forked child)."""
-
-    def __init__(self) -> None:
-        self.ended = 0
-
-    def check(self):
-        """ClosedError or ForkError once the handles have ended."""
-        if self.ended == 1:
-            raise ClosedError("the database is closed: open it again")
-        if self.ended == 2:
-            raise ForkError("this process was forked from the one that opened the database: open it anew in the child")
-        return 0
-
-    def check_open(self) -> None:
-        """`check` for Python callers."""
-        self.check()
-
-    def is_ended(self) -> bool:
-        """Whether the handles have ended."""
-        return self.ended != 0
-
-    def end(self, why: int) -> None:
-        """1: closed; 2: this is a forked child. The first word stands."""
-        if self.ended == 0:
-            self.ended = why
 
 
 @cython.final

@@ -9,7 +9,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from mmlsm.read.reader import Life, Reader, ReadState
+from mmlsm.read.life import Life
+from mmlsm.read.reader import Reader, ReadState
 
 
 class Pins(Protocol):

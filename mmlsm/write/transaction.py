@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mmlsm.errors import ClosedError, Error, ReadOnlyError
 from mmlsm.read.entries import Entry, EntryTable
-from mmlsm.read.reader import MISSING, Life, Reader, ReadState, as_key
+from mmlsm.read.life import Life
+from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
 from mmlsm.write.batch import give_all_back
 
 if TYPE_CHECKING:
