@@ -394,6 +394,7 @@ class Engine:
         self.writer.join()
         self.merger.join()
         self.values.closed = True
+        errors += [fault for fault in (self.writer.fault, self.merger.fault) if fault is not None]
         if not errors and self.file.failure is None:
             try:
                 self._leave_clean(store)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mmlsm.errors import Error, ReadOnlyError
+from mmlsm.errors import ClosedError, Error, ReadOnlyError
 from mmlsm.format.manifest import Level
 from mmlsm.write.merge_policy import MergePlan, plan
 from mmlsm.write.merge_run import MergeResult, Stopped, merge_segments
@@ -46,6 +46,7 @@ class Merger(threading.Thread):
         self.compactions: list[Compaction] = []
         # this thread's own, read by stats()
         self.error: Error | None = None
+        self.fault: Exception | None = None
         self.merges = 0
         self.bytes_written = 0
         self.entries_merged = 0
@@ -74,8 +75,8 @@ class Merger(threading.Thread):
         """Ask for everything to be merged into one run and space to be given back; wait on what is answered."""
         request = Compaction(progress)
         with self.lock:
-            if self.stopping:
-                request.finish(None)
+            if self.stopping or self.fault is not None:
+                request.finish(Error(f"the merge thread has ended ({self.fault!r})"))
             self.compactions.append(request)
         self.wake()
         return request
@@ -102,9 +103,13 @@ class Merger(threading.Thread):
                 self.fail_compactions(error)
                 self.pause(RETRY_S)
                 continue
+            except Exception as error:  # a fault of ours: keep it for close(), and do no more
+                self.fault = error
+                self.fail_compactions(Error(f"the merge thread has failed: {error!r}"))
+                break
             if not busy:
                 self.drain(block=True)
-        self.fail_compactions(None)
+        self.fail_compactions(ClosedError("the database was closed before the compaction was done"))
         if self.channel is not None:
             with contextlib.suppress(Error):
                 self.channel.close()

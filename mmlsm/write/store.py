@@ -215,16 +215,17 @@ class Store:
         place = self.allocator.reserve(self._manifest_pages(manifest))
         own.append(place)
         fresh: list[Extent] = []
+        changed: set[int] = set()
         while True:
             bits = self.allocator.live_bits(extra_live=[*edit.commit, *own])
-            changed = bits.changed_since(self.bits)
-            if len(changed) <= len(fresh):
+            changed.update(bits.changed_since(self.bits))
+            if len(changed) == len(fresh):
                 break
             fresh.append(self.allocator.reserve(1))
             own.append(fresh[-1])
         bitmap = list(present.bitmap[: bits.page_count])
         bitmap += [(0, 0)] * (bits.page_count - len(bitmap))
-        for index, extent in zip(changed, fresh, strict=True):
+        for index, extent in zip(sorted(changed), fresh, strict=True):
             data = bits.page_bytes(index)
             channel.pwrite(extent.first * limits.PAGE_BYTES, data)
             bitmap[index] = (extent.first, checksum(data))

@@ -45,6 +45,7 @@ class Writer(threading.Thread):
         self.abandoned = False
         # this thread's own, read by stats() and by who waits for a flush
         self.error: Error | None = None
+        self.fault: Exception | None = None
         self.flushes = 0
         self.bytes_written = 0
         self.channel: Channel | None = None
@@ -84,6 +85,8 @@ class Writer(threading.Thread):
                 self.store.file.check_writable()
                 if self.error is not None:
                     raise self.error
+                if self.fault is not None:
+                    raise Error(f"the writer thread has failed: {self.fault!r}") from self.fault
                 if self.stopping and not self.is_alive():
                     break
                 self.progress.wait(0.2)
@@ -114,6 +117,10 @@ class Writer(threading.Thread):
                 if self.store.file.failure is not None:
                     self.group_pending = False
                 self.tell_progress()
+            except Exception as error:  # a fault of ours: keep it for close(), and do no more
+                self.fault = error
+                self.tell_progress()
+                break
             if self.stopping:
                 break
         if self.channel is not None:
