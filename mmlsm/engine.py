@@ -38,7 +38,17 @@ from mmlsm.write.log import LogWriter, new_epoch
 from mmlsm.write.merge_policy import RUNS_SLOW, RUNS_STOP
 from mmlsm.write.merger import Merger
 from mmlsm.write.pins import Pins
-from mmlsm.write.recovery import Replay, Root, accept, extents_in_use, first_image, read_root, replay_log
+from mmlsm.write.recovery import (
+    Replay,
+    Root,
+    accept,
+    extents_in_use,
+    first_image,
+    read_root,
+    replay_log,
+    still_retired,
+    used_pages,
+)
 from mmlsm.write.store import Store
 from mmlsm.write.values import ValueWriter
 from mmlsm.write.writer import SEALED_MOST, Writer
@@ -82,6 +92,7 @@ class Engine:
             self.value_extents: list[Extent] = list(replay.value_extents)
             if settings.readonly:
                 self.store: Store | None = None
+                self.replay = replay
                 self.readonly_state = self._readonly_state(root, replay)
             else:
                 self._open_for_writing(root, replay)
@@ -115,7 +126,8 @@ class Engine:
 
         self.poison_channel = poison_channel
         pinned = file.pins_elsewhere()
-        used = extents_in_use(root, replay, retired_too=pinned)
+        retired = still_retired(root, replay, file.pages) if pinned else ()
+        used = extents_in_use(root, replay, retired)
         self.allocator = Allocator(
             file.pages,
             used,
@@ -125,7 +137,6 @@ class Engine:
             poison=poison if settings.debug else None,
             debug=settings.debug,
         )
-        retired = root.manifest.retired if pinned else ()
         self.reclaimer = Reclaimer(self.allocator, retired, debug=settings.debug)
         self.store = store = Store(
             file, self.allocator, self.reclaimer, settings, root.superblock, root.manifest, root.bits, root.slot_order
@@ -312,12 +323,13 @@ class Engine:
         """The whole-file proof of this moment."""
         self.life.check_open()
         if self.store is None:
-            retired = [extent for retirement in self.root.manifest.retired for extent in retirement.extents]
             pages = self.file.pages
+            retired = still_retired(self.root, self.replay, pages)
             return check_file(
                 self.file,
                 Layout(
-                    self.root.superblock, self.root.manifest, self.root.bits, retired,
+                    self.root.superblock, self.root.manifest, used_pages(self.root, retired),
+                    [extent for retirement in retired for extent in retirement.extents],
                     list(self.log_extents), list(self.value_extents), pages,
                 ),
                 progress,
@@ -368,6 +380,9 @@ class Engine:
             self.life.end(1)
             if self.store is not None:
                 self._end_threads(errors)
+                self.store.end()
+            else:
+                self.readonly_state = self.readonly_state.ended()
             self.file.close()
         if errors:
             raise errors[0]

@@ -47,8 +47,11 @@ class Merged:
     def enter(self, s):
         """Tell the tournament where source s stands."""
         source: Source = self.sources[s]
-        self.tournament.key.at[s] = source.key
-        self.tournament.key_bytes.at[s] = source.key_bytes if source.valid else -1
+        if source.valid:
+            self.tournament.key.at[s] = source.key
+            self.tournament.key_bytes.at[s] = source.key_bytes
+        else:  # an empty one has no key at all
+            self.tournament.key_bytes.at[s] = -1
         return 0
 
     def settle(self):

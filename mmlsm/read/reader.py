@@ -32,6 +32,7 @@ else:
 
 from mmlsm.errors import ClosedError, KeySizeError
 from mmlsm.format.manifest import Reference
+from mmlsm.read.batch_get import BatchGet
 from mmlsm.read.cursor import Cursor, Range, prefix_end
 from mmlsm.read.pages import Pages, read_payload
 from mmlsm.read.table_source import TableSource
@@ -56,6 +57,10 @@ class ReadState:
         self.segments = version.segments
         self.file = file
         self.verify = verify
+
+    def ended(self) -> ReadState:
+        """A state with nothing in it, that pins nothing: what a closed database keeps."""
+        return ReadState((), self.version.ended(), self.file, self.verify)
 
     def read_reference(self, reference: Reference) -> bytes:
         """The payload of a memtable's overflow value."""
@@ -162,13 +167,16 @@ class Reader:
         return default if value is None else value
 
     def get_many(self, keys: Iterable[bytes], default: Any = None) -> list[Any]:
-        """The values of `keys`, aligned with them, `default` where absent; all from one state."""
+        """The values of `keys`, aligned with them, `default` where absent; all from one state.
+
+        Cheaper a key than `get`: the batch goes down the trees abreast, outside the GIL.
+        """
         still: Reader = self.still()
-        found = []
-        for key in keys:
-            value = still.fetch(still.key_of(key), 0)
-            found.append(default if value is None else value)
-        return found
+        self.life.check()
+        if still.state is None:
+            raise ClosedError("this handle is closed")
+        values = BatchGet(still.state, [self.key_of(key) for key in keys]).run(still.seq)
+        return values if default is None else [default if value is None else value for value in values]
 
     def get_view(self, key: bytes) -> memoryview | None:
         """A read-only memoryview of the value in the map: no copy, valid and unchanging while held, past close too.

@@ -31,7 +31,7 @@ class Version:
         seq: int,
         levels: tuple[tuple[tuple[Segment, ...], ...], ...],
         released: SimpleQueue[tuple[int, tuple[Segment, ...]]],
-        pin: PinLock,
+        pin: PinLock | None,
     ) -> None:
         self.install = install
         self.seq = seq
@@ -50,6 +50,13 @@ class Version:
         if mapping is None:
             mapping = self._maps[pages] = file.pinned_map(pages, self)
         return mapping  # type: ignore[no-any-return]
+
+    def ended(self) -> Version:
+        """The same install with no segments and no pin; its end is told to nobody."""
+        version = Version.__new__(Version)
+        version.install, version.seq, version.levels, version.segments = self.install, self.seq, (), ()
+        version.pin, version.made_at = None, self.made_at
+        return version
 
     def __del__(self) -> None:
         if hasattr(self, "_maps"):

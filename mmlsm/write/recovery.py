@@ -11,18 +11,19 @@ I3. Pages of the bitmap that are not retired, extents of the log, and extents th
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mmlsm import limits
 from mmlsm.errors import CorruptionError, FormatError
 from mmlsm.format.checksum import checksum
-from mmlsm.format.manifest import Manifest, Reference
+from mmlsm.format.manifest import Manifest, Reference, Retirement
 from mmlsm.format.manifest import decode as decode_manifest
 from mmlsm.format.superblock import Superblock, newest, write_order
 from mmlsm.read.pages import read_chunks
 from mmlsm.space.bitmap import Bitmap
-from mmlsm.space.extents import Extent
+from mmlsm.space.extents import Extent, joined
 from mmlsm.write.log_scan import scan_log
 from mmlsm.write.memtable import Memtable
 
@@ -125,18 +126,54 @@ def is_sound(file: File, reference: Reference) -> bool:
     return True
 
 
-def extents_in_use(root: Root, replay: Replay, *, retired_too: bool) -> list[Extent]:
+def still_retired(root: Root, replay: Replay, pages: int) -> tuple[Retirement, ...]:
+    """The manifest's retirements in a file of `pages` pages, without what was reclaimed after the manifest was written.
+
+    Those pages have been cut off, or belong to the log now; of others it cannot be told, and they stay retired.
+    """
+    claimed = [*replay.log_extents, *replay.value_extents]
+    gone = Bitmap(max([pages, root.bits.pages, *(extent.end for extent in claimed)]))
+    if pages < gone.pages:
+        gone.set(pages, gone.pages - pages)
+    for extent in claimed:
+        gone.set(*extent)
+    found = []
+    for retirement in root.manifest.retired:
+        left: list[tuple[int, int]] = []
+        for first, count in retirement.extents:
+            if first + count > gone.pages:
+                raise CorruptionError(f"page {first}: a retirement lies outside the bitmap; restore a backup", page=first)
+            if gone.any_set(first, count):
+                left += [(page, 1) for page in range(first, first + count) if not gone.any_set(page, 1)]
+            else:
+                left.append((first, count))
+        if left:
+            found.append(replace(retirement, extents=joined(left)))
+    return tuple(found)
+
+
+def used_pages(root: Root, retired: Iterable[Retirement]) -> Bitmap:
+    """The header, all that the durable manifest holds, and of what it has retired only `retired`."""
+    used = root.bits.copy()
+    for retirement in root.manifest.retired:
+        for first, count in retirement.extents:
+            if first + count > used.pages:
+                raise CorruptionError(f"page {first}: a retirement lies outside the bitmap; restore a backup", page=first)
+            used.clear(first, count)
+    for retirement in retired:
+        for first, count in retirement.extents:
+            used.set(first, count)
+    return used
+
+
+def extents_in_use(root: Root, replay: Replay, retired: Iterable[Retirement]) -> list[Extent]:
     """What an allocator must not give away (I3). CorruptionError when two owners claim a page.
 
-    `retired_too`: views of an earlier life still pin the file, so what is retired stays in use (R13).
+    `retired`: what stays in use because views of an earlier life still pin the file (R13); nothing where none do.
     """
-    used = Bitmap(root.bits.pages)
-    for extent in root.bits.extents():
-        used.set(*extent)
-    for retirement in () if retired_too else root.manifest.retired:
-        for first, count in retirement.extents:
-            used.clear(first, count)
-    used.clear(0, limits.HEADER_PAGES)
+    used = used_pages(root, retired)
+    if used.pages:
+        used.clear(0, min(limits.HEADER_PAGES, used.pages))
     claimed = [*replay.log_extents, *replay.value_extents]
     end = max([used.pages, *(extent.end for extent in claimed)])
     used.resize(end)

@@ -124,6 +124,11 @@ class Store:
         for tell in self.on_state:
             tell(self.state)
 
+    def end(self) -> None:
+        """The database is closed: let the version go, so that only who still reads it pins the file (R13)."""
+        with self.order_lock:
+            self.state = self.state.ended()
+
     def next_segment_id(self) -> int:
         """A segment id that was never given."""
         with self.install_lock:
