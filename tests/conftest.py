@@ -9,13 +9,17 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
 import mmlsm
 import mmlsm.memory
+import proof
+from mmlsm.settings import Settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 MODE = "compiled" if mmlsm.memory.COMPILED else "interpreted"
@@ -33,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "unproved: damages its file on purpose, so no proof of it at the end")
     hypothesis.settings.load_profile("long" if config.getoption("--effort") > 1 else "ci")
 
 
@@ -87,3 +92,38 @@ def mode() -> str:
 @pytest.fixture(scope="session")
 def version() -> str:
     return importlib.metadata.version("mmlsm")
+
+
+@pytest.fixture(autouse=True)
+def proved(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[proof.Opened]:
+    """After the test, whatever it was about: every database that it opened is proved whole (tests/proof.py)."""
+    opened = proof.Opened()
+    proof.watch(opened, monkeypatch)
+    yield opened
+    if request.node.get_closest_marker("unproved") is None:
+        opened.prove()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where this test's database may be."""
+    return tmp_path / "test.db"
+
+
+@pytest.fixture
+def open_db(path: Path, proved: proof.Opened) -> Iterator[Callable[..., mmlsm.Database]]:
+    """Opens databases with inner knobs turned for tests: `open_db()`, `open_db(path, memtable_bytes=4096)`.
+
+    Debug checks are on, and commits wait for no disk, unless the test asks otherwise. All are closed at the end.
+    """
+    databases: list[mmlsm.Database] = []
+
+    def open_one(where: Any = path, **settings: Any) -> mmlsm.Database:
+        databases.append(mmlsm.Database(where, Settings(**{"debug": True, "durability": "off", **settings})))
+        return databases[-1]
+
+    yield open_one
+    for database in databases:
+        if not database.closed and database._engine.file.failure is None:
+            proof.prove(database)
+            database.close()
