@@ -41,6 +41,10 @@ test-compiled: $(VENV)/installed
 test-interpreted: $(VENV_INTERPRETED)/installed
 	MMLSM_EXPECT_MODE=interpreted $(VENV_INTERPRETED)/bin/python -m pytest $(TESTS)
 
+# The compiled suite on another Python: make on-3.13
+on-%:
+	$(MAKE) test-compiled VENV=.venv-$* PYTHON=$(or $(PYTHON_$*),python$*)
+
 lint: $(VENV)/tools
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
