@@ -157,4 +157,5 @@ class EntryTable:
                 assert entry.older.seq < entry.seq, f"versions of {key!r} are out of order (I1)"
                 entry = entry.older
                 depth += 1
-            assert newest.depth == depth, f"{key!r} has {depth} older versions, its entry says {newest.depth}"
+            # More only after Ctrl-C in a trim.
+            assert newest.depth >= depth, f"{key!r} has {depth} older versions, its entry says {newest.depth}"

@@ -381,3 +381,18 @@ def test_pins_are_counted_ordered_and_released_without_a_lock():
     pins.release(7)
     with pytest.raises(AssertionError, match="not registered"):
         pins.view()
+
+
+def test_a_sync_calls_nothing_durable_that_was_not_written_before_it(monkeypatch):
+    rig = CommitRig()
+    rig.committer.commit(pair(1), "group")
+    write_out = rig.committer.write_out
+
+    def write_out_while_another_commits() -> int:
+        wanted = write_out()
+        rig.committer.commit(pair(2), "off")
+        return wanted
+
+    monkeypatch.setattr(rig.committer, "write_out", write_out_while_another_commits)
+    assert rig.committer.sync() == 1
+    assert rig.committer.synced_end < rig.log.end

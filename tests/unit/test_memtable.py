@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import linecache
 import random
+import sys
 
 import pytest
 
 from mmlsm.format.manifest import Reference
+from mmlsm.memory import COMPILED
+from mmlsm.read import entries
+from mmlsm.write import memtable
 from mmlsm.write.memtable import Memtable
 
 
@@ -100,10 +105,9 @@ def test_a_chain_stays_short_while_snapshots_come_and_go():
 
 
 def test_many_pins_do_not_make_a_commit_slow():
-    table, steps, pins = Memtable(), 0, tuple(range(3000))
+    table, pins = Memtable(), tuple(range(3000))
     for seq in range(1, 3001):
         table.apply([(b"k", b"v")], seq, seq - 1, pins)
-        steps += 1
     assert len(chain(table, b"k")) == 3000
     for seq in range(3001, 6000):
         table.apply([(b"k", b"v")], seq, seq - 1, pins)
@@ -163,6 +167,44 @@ def test_a_commit_that_was_interrupted_is_applied_again_without_a_trace():
         assert chain(table, b"3") == [2, 1]
         table.apply([(b"new", b"v")], 3, 2, ())
         table.check()
+
+
+@pytest.mark.skipif(COMPILED, reason="steps are told by a trace")
+def test_ctrl_c_at_any_step_of_applying_is_mended_by_applying_again():
+    step, reached = 0, True
+    while reached:
+        step += 1
+        count, reached = 0, False
+        table = Memtable()
+        table.apply([(b"a", b"0"), (b"b", b"0")], 1, 0, ())
+        table.apply([(b"a", b"1")], 2, 1, ())
+
+        def trace(frame, event, argument, step=step):
+            nonlocal count, reached
+            if frame.f_code.co_filename not in (entries.__file__, memtable.__file__):
+                return None
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+            if event == "line" and not line.startswith("try:"):
+                count += 1
+                if count == step:
+                    reached = True
+                    raise KeyboardInterrupt
+            return trace
+
+        items = [(b"a", b"2"), (b"c", None), (b"d", b"v")]
+        sys.settrace(trace)
+        try:
+            table.apply(items, 3, 2, ())
+        except KeyboardInterrupt:
+            sys.settrace(None)
+            assert table.keys_from(None, True, 1) == [b"a"], "a reader comes in between"
+            table.apply(items, 3, 2, ())
+        finally:
+            sys.settrace(None)
+        assert table.sorted_keys() == [b"a", b"b", b"c", b"d"], step
+        assert (chain(table, b"a")[:2], table.lookup(b"a", 3).value) == ([3, 2], b"2")
+        table.check()
+    assert step > 30
 
 
 def test_a_sealed_memtable_takes_nothing():
