@@ -1,0 +1,80 @@
+"""The command `mmlsm`: `main` is what the console script and `python -m mmlsm` call.
+
+I1. What goes wrong is one line on stderr, `mmlsm: ...`, and an exit code (cli/arguments.py), never a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import lzma
+import sys
+from collections.abc import Sequence
+
+import mmlsm
+from mmlsm.cli import arguments, demonstration
+from mmlsm.cli.arguments import EXIT_CODES, EXIT_DATABASE, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Parser, UsageError
+
+__all__ = ["main"]
+
+
+def grammar() -> Parser:
+    """The parser of the whole command line."""
+    import argparse
+
+    parser = Parser(
+        prog="mmlsm",
+        description="Look into, change and prove mmlsm databases: ordered key-value stores, one file each.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    mode = "compiled" if mmlsm.COMPILED else "interpreted"
+    parser.add_argument("--version", action="version", version=f"mmlsm {mmlsm.__version__} ({mode})")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for part in (demonstration,):
+        part.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Prints, and raises SystemExit only for --help and wrong arguments."""
+    args = grammar().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _forget_stdout()
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return complain("interrupted", EXIT_INTERRUPTED)
+    except (UsageError, mmlsm.KeySizeError) as error:
+        return complain(str(error), EXIT_USAGE)
+    except mmlsm.Error as error:
+        return complain(reason_of(error), EXIT_DATABASE)
+    except lzma.LZMAError as error:
+        return complain(f"the .xz file is damaged: {error}", EXIT_USAGE)
+    except OSError as error:
+        return complain(reason_of(error), EXIT_USAGE)
+
+
+def complain(text: str, code: int) -> int:
+    """One line on stderr; the exit code."""
+    with contextlib.suppress(BrokenPipeError):
+        print(f"mmlsm: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def _forget_stdout() -> None:
+    """Whoever read our output has gone: nothing more is to be written, also not at exit."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.close()
+    sys.stdout = io.StringIO()
