@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, binding=False
+# cython: boundscheck=False, wraparound=False, binding=False, nonecheck=True
 """Cursors and ranges: the public walks over one still state.
 
 A cursor or iterator belongs to one thread at a time; a second thread in the middle of a move gets an Error, for a

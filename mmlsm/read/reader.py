@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, binding=False
+# cython: boundscheck=False, wraparound=False, binding=False, nonecheck=True
 """Reader: what Database, Snapshot and Transaction have in common: reading as of a seq.
 
 Any thread may read through a Database or Snapshot at once; a Transaction belongs to one thread. No read waits for a

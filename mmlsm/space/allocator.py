@@ -51,7 +51,7 @@ class Allocator:
     def __init__(
         self,
         total_pages: int,
-        live: Iterable[tuple[int, int]],
+        live: Bitmap | Iterable[tuple[int, int]],
         *,
         policy: Allocation = "earliest",
         resize: Callable[[int], None],
@@ -67,32 +67,37 @@ class Allocator:
         self._poison = poison
         # guarded by _lock
         self._total = max(total_pages, limits.HEADER_PAGES)
-        self._live = Bitmap(self._total)
-        self._live.set(0, limits.HEADER_PAGES)
-        self._reserved = ExtentSet()
-        self._free = FreeExtents()
-        self._reservations = self._growths = self._truncated = 0
-        for first, count in live:
-            if first + count > total_pages:
+        self._live = live.copy() if isinstance(live, Bitmap) else Bitmap.from_extents(*_covering(self._total, live))
+        if self._live.pages > self._total:
+            behind = next((extent for extent in self._live.extents() if extent.end > self._total), None)
+            if behind is not None:
                 raise CorruptionError(
-                    f"the file has {total_pages} pages, but page {first + count - 1} is in use: its end was cut off; "
+                    f"the file has {total_pages} pages, but page {behind.end - 1} is in use: its end was cut off; "
                     "restore a backup"
                 )
-            kept = max(first, limits.HEADER_PAGES)
-            count -= kept - first
-            if count > 0:
-                assert not self._live.any_set(kept, count), f"extent ({kept}, {count}) is live twice (I2)"
-                self._live.set(kept, count)
-        end = 0
-        for extent in self._live.extents():
-            if extent.first > end:
-                self._free.add(end, extent.first - end)
-            end = extent.end
-        if end < self._total:
-            self._free.add(end, self._total - end)
-        self._live_pages = self._total - self._free.pages - limits.HEADER_PAGES
+        self._live.resize(self._total)
+        self._live.set(0, limits.HEADER_PAGES)
+        self._reserved = ExtentSet()
+        self._gaps: FreeExtents | None = None
+        self._live_pages = self._live.used_pages() - limits.HEADER_PAGES
+        self._reservations = self._growths = self._truncated = 0
         if self._total > total_pages:
             resize(self._total)
+
+    @property
+    def _free(self) -> FreeExtents:
+        """The free extents, made from the bitmap when first asked for, so that opening does not wait for that."""
+        gaps = self._gaps
+        if gaps is None:
+            gaps, end = FreeExtents(), 0
+            for extent in self._live.extents():
+                if extent.first > end:
+                    gaps.add(end, extent.first - end)
+                end = extent.end
+            if end < self._total:
+                gaps.add(end, self._total - end)
+            self._gaps = gaps
+        return gaps
 
     # reserve
 
@@ -279,3 +284,9 @@ class Allocator:
                 assert not owned.any_set(*extent), f"{extent} has two owners (I1)"
                 owned.set(*extent)
             assert owned.used_pages() == self._total, "a page has no owner (I1)"
+
+
+def _covering(pages: int, live: Iterable[tuple[int, int]]) -> tuple[int, list[tuple[int, int]]]:
+    """The size of a bitmap that holds these extents, and they."""
+    extents = list(live)
+    return max([pages, *(first + count for first, count in extents)]), extents

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mmlsm.errors import ClosedError, Error, ReadOnlyError
 from mmlsm.format.manifest import Level
+from mmlsm.limits import PAGE_BYTES
 from mmlsm.write.merge_policy import MergePlan, plan
 from mmlsm.write.merge_run import MergeResult, Stopped, merge_segments
 from mmlsm.write.store import Edit, Store
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from mmlsm.read.version import Version
 
 IDLE_S = 0.5
-"""Nothing installed for this long: the database is idle, and converges to one run."""
+"""Nothing installed for this long, and for as long as the merge would take at IDLE_BYTES_PER_S: the database is idle,
+and converges to one run. So a small change to a large database is not followed by a large merge at once."""
+
+IDLE_BYTES_PER_S = 25_000_000
 
 RETRY_S = 1.0
 
@@ -154,7 +158,8 @@ class Merger(threading.Thread):
             return plan(sizes, idle=True, has_tombstones=tombstones)
         if not self.store.settings.auto_merge:
             return None
-        idle = time.monotonic() - self.installed_at >= IDLE_S
+        patience_s = IDLE_S + sum(sizes) * PAGE_BYTES / IDLE_BYTES_PER_S
+        idle = time.monotonic() - self.installed_at >= patience_s
         return plan(sizes, idle=idle, has_tombstones=tombstones)
 
     def merge(self, version: Version, chosen: MergePlan, request: Compaction | None) -> None:

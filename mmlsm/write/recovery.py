@@ -166,14 +166,12 @@ def used_pages(root: Root, retired: Iterable[Retirement]) -> Bitmap:
     return used
 
 
-def extents_in_use(root: Root, replay: Replay, retired: Iterable[Retirement]) -> list[Extent]:
+def extents_in_use(root: Root, replay: Replay, retired: Iterable[Retirement]) -> Bitmap:
     """What an allocator must not give away (I3). CorruptionError when two owners claim a page.
 
     `retired`: what stays in use because views of an earlier life still pin the file (R13); nothing where none do.
     """
     used = used_pages(root, retired)
-    if used.pages:
-        used.clear(0, min(limits.HEADER_PAGES, used.pages))
     claimed = [*replay.log_extents, *replay.value_extents]
     end = max([used.pages, *(extent.end for extent in claimed)])
     used.resize(end)
@@ -183,4 +181,4 @@ def extents_in_use(root: Root, replay: Replay, retired: Iterable[Retirement]) ->
                 f"page {extent.first}: the log and a segment both claim it; restore a backup", page=extent.first
             )
         used.set(*extent)
-    return list(used.extents())
+    return used
