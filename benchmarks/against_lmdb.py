@@ -1,7 +1,7 @@
-"""mmlsm beside py-lmdb, in one process, as three ratios of speed: random get, full scan, random fill.
+"""mmlsm beside py-lmdb, in one process, as three ratios of time: random get, full scan, random fill.
 
 The two take turns within each round, so that what else the machine does falls on both; each ratio is the median over
-the rounds of that round's ratio, and more than 1 means that mmlsm is faster. Absolute figures do not travel between
+the rounds of that round's ratio, mmlsm's time divided by py-lmdb's: less than 1 means that mmlsm is faster. Absolute figures do not travel between
 machines, ratios do.
 
     python benchmarks/against_lmdb.py [--entries N] [--rounds N] [--json] [--directory PATH]
@@ -200,7 +200,7 @@ def measured(entries: int, rounds: int, directory: Path) -> dict[str, Any]:
 
 
 def compared(taken: dict[str, list[float]], operations: int) -> dict[str, Any]:
-    ratios = [theirs / ours for ours, theirs in zip(taken[Ours.name], taken[Theirs.name], strict=True)]
+    ratios = [ours / theirs for ours, theirs in zip(taken[Ours.name], taken[Theirs.name], strict=True)]
     each = {f"{name}_ns": statistics.median(times) / operations * 1e9 for name, times in taken.items()}
     return {"ratio": statistics.median(ratios), "ratios": ratios, **each}
 
@@ -210,10 +210,10 @@ def printed(figures: dict[str, Any]) -> None:
         f"{figures['entries']:,} entries, {figures['rounds']} rounds, Python {figures['python']}, mmlsm "
         f"{'compiled' if figures['compiled'] else 'INTERPRETED: these figures say nothing about a usual installation'}"
     )
-    print(f"{'':16}{'mmlsm':>12}{'py-lmdb':>12}   speed, mmlsm / py-lmdb")
+    print(f"{'':16}{'mmlsm':>12}{'py-lmdb':>12}   time, mmlsm / py-lmdb")
     for name in ("get", "scan", "fill", "fill_and_close"):
         row = figures[name]
-        target = f"(aim: at least {TARGETS[name]})" if name in TARGETS else ""
+        target = f"(aim: at most {TARGETS[name]})" if name in TARGETS else ""
         print(
             f"{name.replace('_', ' '):16}{row['mmlsm_ns']:>9,.0f} ns{row['py-lmdb_ns']:>9,.0f} ns"
             f"{row['ratio']:>9.2f}   from {min(row['ratios']):.2f} to {max(row['ratios']):.2f}   {target}"

@@ -67,7 +67,7 @@ class Allocator:
         self._poison = poison
         # guarded by _lock
         self._total = max(total_pages, limits.HEADER_PAGES)
-        self._live = live.copy() if isinstance(live, Bitmap) else Bitmap.from_extents(*_covering(self._total, live))
+        self._live = live.copy() if isinstance(live, Bitmap) else _marked(self._total, live)
         if self._live.pages > self._total:
             behind = next((extent for extent in self._live.extents() if extent.end > self._total), None)
             if behind is not None:
@@ -286,7 +286,13 @@ class Allocator:
             assert owned.used_pages() == self._total, "a page has no owner (I1)"
 
 
-def _covering(pages: int, live: Iterable[tuple[int, int]]) -> tuple[int, list[tuple[int, int]]]:
-    """The size of a bitmap that holds these extents, and they."""
-    extents = list(live)
-    return max([pages, *(first + count for first, count in extents)]), extents
+def _marked(pages: int, live: Iterable[tuple[int, int]]) -> Bitmap:
+    """The bitmap of these extents and the header, of `pages` pages or as many as they need."""
+    bits = Bitmap(pages)
+    for first, count in live:
+        bits.resize(max(bits.pages, first + count))
+        kept = max(first, limits.HEADER_PAGES)
+        if first + count > kept:
+            assert not bits.any_set(kept, first + count - kept), f"extent ({kept}, {count}) is live twice (I2)"
+            bits.set(kept, first + count - kept)
+    return bits
