@@ -8,7 +8,7 @@ I1. A key's entry and its `older` chain go from new to old seq; `entries[key]` i
 I2. A key is in `fresh` before it is in `entries`, and leaves `fresh` only for `order`: a chunk of keys fetched after a
     version was published has its key. A chunk may also have keys that no version is visible of.
 I3. A version that a registered snapshot sees is not unlinked. Who reads at a `seq` that is not registered looks
-    afterwards whether `trimmed` has passed it, and if so reads again at a newer seq.
+    afterwards, whatever it found, whether `trimmed` has passed it, and if so reads again at a newer seq.
 I4. Writers take no lock here; making order is done under `ordering`, which nothing is taken below (rank 70).
 I5. Ctrl-C at any step leaves at worst `order` dropped and `doubtful` or `remade` set: the next reader makes order anew.
 """

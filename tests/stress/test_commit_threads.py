@@ -10,8 +10,8 @@ import time
 from bisect import bisect_right
 
 import pytest
-from commit_rig import CommitRig, in_threads
 
+from commit_rig import CommitRig, in_threads
 from mmlsm.errors import ReadOnlyError, StorageError
 from mmlsm.format.manifest import Reference
 

@@ -7,8 +7,8 @@ import threading
 import time
 
 import pytest
-from commit_rig import CommitRig, in_threads
 
+from commit_rig import CommitRig, in_threads
 from mmlsm.errors import ReadOnlyError, StorageError
 from mmlsm.file import System
 from mmlsm.format.manifest import Reference

@@ -13,8 +13,8 @@ import threading
 import time
 
 import pytest
-from commit_rig import CommitRig, in_threads
 
+from commit_rig import CommitRig, in_threads
 from mmlsm.write import commit, log
 
 DURABILITIES = ("off", "group", "full")

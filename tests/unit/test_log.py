@@ -8,8 +8,8 @@ import random
 import sys
 
 import pytest
-from commit_rig import EPOCH, LogRig
 
+from commit_rig import EPOCH, LogRig
 from mmlsm.errors import FormatError, StorageError
 from mmlsm.file import System
 from mmlsm.format.checksum import checksum

@@ -22,7 +22,7 @@ REFERENCES = st.builds(
 PAIRS = st.lists(st.tuples(st.binary(max_size=20), st.one_of(st.none(), st.binary(max_size=60), REFERENCES)))
 EXAMPLE = [(b"apple", b"red"), (b"", None), (b"big", Reference(1 << 20, 77, 256, 0x0123456789ABCDEF))]
 
-# Also in docs/parts/log.md. These bytes are in users' files: they do not change within format version 1.
+# docs/format.md, "Log". These bytes are in users' files: they do not change within format version 1.
 GOLDEN_COMMIT = (
     "03000000 00 0500 03000000 6170706c65 726564 01 0000 00000000 "
     "02 0300 18000000 626967 0000100000000000 4d000000 00010000 efcdab8967452301"

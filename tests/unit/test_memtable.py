@@ -214,3 +214,15 @@ def test_a_sealed_memtable_takes_nothing():
         table.apply([(b"k", b"v")], 1, 0, ())
 
 
+
+
+def test_a_reader_whose_seq_is_not_registered_is_told_when_what_it_finds_is_too_old():
+    # 4 is pinned by somebody else; 5 goes while a reader that took 5 as its seq, unregistered, is on its way.
+    table = Memtable()
+    for seq in range(1, 7):
+        table.apply([(b"k", b"%d" % seq)], seq, seq - 1, (4,))
+    assert table.lookup(b"k", 5).value == b"5"
+    assert table.trimmed <= 5
+    table.apply([(b"k", b"7")], 7, 6, (4,))
+    assert table.lookup(b"k", 5).value == b"4", "not None, and yet not what was published at 5"
+    assert table.trimmed > 5, "so the reader reads again, whether it found something or not"
