@@ -1,8 +1,8 @@
 """mmlsm beside py-lmdb, in one process, as three ratios of time: random get, full scan, random fill.
 
 The two take turns within each round, so that what else the machine does falls on both; each ratio is the median over
-the rounds of that round's ratio, mmlsm's time divided by py-lmdb's: less than 1 means that mmlsm is faster. Absolute figures do not travel between
-machines, ratios do.
+the rounds of that round's ratio, mmlsm's time divided by py-lmdb's: less than 1 means that mmlsm is faster. Absolute
+figures do not travel between machines, ratios do.
 
     python benchmarks/against_lmdb.py [--entries N] [--rounds N] [--json] [--directory PATH]
 

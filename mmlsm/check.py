@@ -126,7 +126,7 @@ class Checker:
         used.resize(self.owned.pages)
         used.set(0, limits.HEADER_PAGES)
         if used != self.owned:
-            both = {extent for extent in used.extents()} ^ {extent for extent in self.owned.extents()}
+            both = set(used.extents()) ^ set(self.owned.extents())
             self.problem(f"the bitmap and the owners of pages differ, at {sorted(both)[:4]}")
 
     # -- segments

@@ -30,7 +30,7 @@ from mmlsm.write.transaction import SEQ_ALL, Transaction
 PathLike = str | os.PathLike[str]
 
 
-class Database(Reader, MutableMapping[bytes, bytes]):
+class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # ranges where Mapping has views
     """One open file; `open()` makes it. Keys and values are bytes; see Reader for what reads."""
 
     def __init__(self, path: PathLike, settings: Settings) -> None:
@@ -61,7 +61,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):
         pin = SeqPin(self._engine.pins)
         state = self.state
         if state is None:
-            self.life.check_open()
+            raise ClosedError("the database is closed: open it again")
         return Snapshot(state, max(pin.seq, state.version.seq), self.life, pin)
 
     def still(self) -> Snapshot:
@@ -111,7 +111,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):
     def clear(self) -> None:
         """Delete every key, in one commit. Cost: a tombstone for each."""
         with self.begin(write=True) as transaction:
-            for key in transaction.keys():
+            for key in transaction:
                 transaction.delete(key)
 
     def put_many(self, items: Mapping[bytes, Any] | Iterable[tuple[bytes, Any]]) -> None:
@@ -120,11 +120,11 @@ class Database(Reader, MutableMapping[bytes, bytes]):
             for key, value in items.items() if isinstance(items, Mapping) else items:
                 batch.put(key, value)
 
-    def update(self, other: Any = (), /, **more: Any) -> None:  # type: ignore[override]
+    def update(self, other: Any = (), /, **more: Any) -> None:
         """`put_many`, with what a dict's update takes."""
         if more:
             raise TypeError("keys are bytes, keyword arguments are str: pass a mapping or pairs")
-        self.put_many({key: other[key] for key in other.keys()} if hasattr(other, "keys") else other)
+        self.put_many([(key, other[key]) for key in other.keys()] if hasattr(other, "keys") else other)  # noqa: SIM118
 
     def compare_and_set(self, key: bytes, expected: bytes | None, new: Any) -> bool:
         """Set `key` to `new` if its value is `expected`; None means absent, in both places. Whether it was."""
@@ -149,6 +149,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):
         engine = self._engine
         if not write:
             still = self.snapshot()
+            assert still.state is not None
             return Transaction(
                 still.state, still.seq, self.life, still, write=False, values=None,
                 end=lambda items, durability: still.seq, abandoned=lambda: None,
@@ -156,7 +157,9 @@ class Database(Reader, MutableMapping[bytes, bytes]):
         values = self._values()
         engine.lock_for_writing(timeout)
         try:
-            pin = SeqPin(engine.pins)
+            pin, state = SeqPin(engine.pins), self.state
+            if state is None:
+                raise ClosedError("the database is closed: open it again")
             release = engine.write_lock.release
             released = engine.store.released if engine.store is not None else None
 
@@ -175,7 +178,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):
                     released.put(release)
 
             return Transaction(
-                self.state, SEQ_ALL, self.life, pin, write=True, values=values, end=end, abandoned=abandoned
+                state, SEQ_ALL, self.life, pin, write=True, values=values, end=end, abandoned=abandoned
             )
         except BaseException:
             engine.write_lock.release()
@@ -357,7 +360,7 @@ def gather(engine: Engine, state: ReadState | None, seq: int) -> Stats:
     )
 
 
-def open(  # noqa: A001
+def open(
     path: PathLike,
     *,
     readonly: bool = False,

@@ -19,7 +19,7 @@ from typing import Any
 
 from mmlsm import limits
 from mmlsm.check import Layout, Report, check_file
-from mmlsm.errors import ClosedError, Error, LockTimeout, ReadOnlyError
+from mmlsm.errors import Error, LockTimeout, ReadOnlyError
 from mmlsm.file import File, open_file, open_memory
 from mmlsm.format.superblock import NO_LOG
 from mmlsm.locks import FairLock
@@ -359,8 +359,8 @@ class Engine:
                 store.manifest,
                 used,
                 [extent for retirement in self.reclaimer.pending() for extent in retirement.extents],
-                [tuple(extent) for extent in log],
-                [tuple(extent) for extent in reserved.extents()],
+                list(log),
+                list(reserved.extents()),
                 self.allocator.total,
             )
         return layout, version

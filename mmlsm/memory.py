@@ -13,8 +13,8 @@ from __future__ import annotations
 import cython
 
 if cython.compiled:
-    from cython.cimports.cpython.bytes import PyBytes_AS_STRING
     from cython.cimports.cpython.buffer import PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+    from cython.cimports.cpython.bytes import PyBytes_AS_STRING
     from cython.cimports.libc.stdlib import calloc, free, malloc
 
 COMPILED: bool = cython.compiled
@@ -209,7 +209,7 @@ if not cython.compiled:
         return bytes(v[lo:hi])
 
     def key_hash(key, key_bytes):
-        """A 64-bit hash of key[:key_bytes] for filters: multiply and shift over 8-byte words. Part of the file format."""
+        """A 64-bit hash of key[:key_bytes] for filters: multiply and shift by words. Part of the file format."""
         m = 0x9E3779B97F4A7C15
         h = (key_bytes + 1) * m & U64
         whole = key_bytes & ~7

@@ -197,7 +197,10 @@ def reference_fault(m8, at, limit):
 
 
 def fault_code(m8, size, limit):
-    """0, or what is wrong with the `size` bytes of a leaf at m8, in a file of `limit` pages: afterwards every reader stays inside the page."""
+    """0, or what is wrong with the `size` bytes of a leaf at m8, in a file of `limit` pages.
+
+    Afterwards every reader stays inside the page.
+    """
     n: cython.Py_ssize_t
     prefix: cython.Py_ssize_t
     offsets: cython.Py_ssize_t

@@ -51,7 +51,7 @@ class BatchGet:
         n: cython.Py_ssize_t = len(keys)
         self.state = state
         self.keys = keys
-        self.values = [None] * n
+        self.values: list = [None] * n
         self.key = Pointers(n)
         self.key_bytes = Int64s(n)
         self.open = Int64s(n)

@@ -18,7 +18,6 @@ if cython.compiled:
     from cython.cimports.mmlsm.read.merged import Merged
 else:
     from mmlsm.memory import compare, cut
-    from mmlsm.read.life import Life
     from mmlsm.read.merged import Merged
 
 from mmlsm.errors import ClosedError, Error, KeySizeError

@@ -28,9 +28,9 @@ class Merged:
 
     def __init__(self, sources: list) -> None:
         self.sources = sources
-        self.only = sources[0] if len(sources) == 1 else None
+        self.only: Source | None = sources[0] if len(sources) == 1 else None
         self.tournament = Tournament(len(sources)) if len(sources) > 1 else None
-        self.current = None
+        self.current: Source | None = None
         self.winner = -1
         self.held = Buffer(256)
         self.held_bytes = 0

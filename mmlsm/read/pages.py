@@ -78,7 +78,6 @@ class Pages:
 
     def children_of(self, page: int64_t) -> list[tuple[int, int, int]]:
         """(page, pages, sum) of each child of the proved parent at `page`, in key order."""
-        i: cython.Py_ssize_t
         base: int64_t = page << 12
         n: cython.Py_ssize_t = self.window.m16[(base >> 1) + 2]
         w: Window = self.window

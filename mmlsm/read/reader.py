@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 MISSING: Any = object()
 
+Key = bytes | bytearray | memoryview
+
 
 @cython.final
 @cython.cclass
@@ -103,7 +105,7 @@ class Reader:
     """
 
     def __init__(self, state: ReadState, seq: int64_t, life: Life, live: bool = False, floating: bool = False) -> None:
-        self.state = state
+        self.state: ReadState | None = state
         self.seq = seq
         self.life = life
         self.live = live
@@ -161,12 +163,12 @@ class Reader:
                 return open_payload(state, segment.value_of(position))
         return None
 
-    def get(self, key, default=None):
+    def get(self, key: Key, default: Any = None) -> Any:
         """The value of `key` as bytes, or `default`. One descent a segment that may hold it."""
         value = self.fetch(key if type(key) is bytes and len(key) <= 65535 else as_key(key), 0)
         return default if value is None else value
 
-    def get_many(self, keys: Iterable[bytes], default: Any = None) -> list[Any]:
+    def get_many(self, keys: Iterable[Key], default: Any = None) -> list[Any]:
         """The values of `keys`, aligned with them, `default` where absent; all from one state.
 
         Cheaper a key than `get`: the batch goes down the trees abreast, outside the GIL.
@@ -178,25 +180,25 @@ class Reader:
         values = BatchGet(still.state, [self.key_of(key) for key in keys]).run(still.seq)
         return values if default is None else [default if value is None else value for value in values]
 
-    def get_view(self, key: bytes) -> memoryview | None:
+    def get_view(self, key: Key) -> memoryview | None:
         """A read-only memoryview of the value in the map: no copy, valid and unchanging while held, past close too.
 
         It pins the version that it was read from: `stats()` shows what that holds.
         """
         return self.fetch(self.key_of(key), 2)
 
-    def open_value(self, key: bytes) -> BinaryIO | None:
+    def open_value(self, key: Key) -> BinaryIO | None:
         """The value as a readable, seekable binary stream; never loads the whole value."""
         return self.fetch(self.key_of(key), 3)
 
-    def value_length(self, key: bytes) -> int | None:
+    def value_length(self, key: Key) -> int | None:
         """Bytes of the value, without reading it; None where the key is absent."""
         return self.fetch(self.key_of(key), 1)
 
     def __contains__(self, key: object) -> bool:
         return self.fetch(self.key_of(key), 4) is not None
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Key) -> Any:
         value = self.fetch(self.key_of(key), 0)
         if value is None:
             raise KeyError(key)
@@ -264,21 +266,21 @@ class Reader:
         """The pair with the greatest key, or None."""
         return one(self.items(limit=1, reverse=True))
 
-    def floor(self, key: bytes) -> tuple[bytes, bytes] | None:
+    def floor(self, key: Key) -> tuple[bytes, bytes] | None:
         """The pair with the greatest key <= `key`, or None."""
-        return one(self.items(stop=key, include_stop=True, limit=1, reverse=True))
+        return one(self.items(stop=as_key(key), include_stop=True, limit=1, reverse=True))
 
-    def ceiling(self, key: bytes) -> tuple[bytes, bytes] | None:
+    def ceiling(self, key: Key) -> tuple[bytes, bytes] | None:
         """The pair with the least key >= `key`, or None."""
-        return one(self.items(start=key, limit=1))
+        return one(self.items(start=as_key(key), limit=1))
 
-    def lower(self, key: bytes) -> tuple[bytes, bytes] | None:
+    def lower(self, key: Key) -> tuple[bytes, bytes] | None:
         """The pair with the greatest key < `key`, or None."""
-        return one(self.items(stop=key, limit=1, reverse=True))
+        return one(self.items(stop=as_key(key), limit=1, reverse=True))
 
-    def higher(self, key: bytes) -> tuple[bytes, bytes] | None:
+    def higher(self, key: Key) -> tuple[bytes, bytes] | None:
         """The pair with the least key > `key`, or None."""
-        return one(self.items(start=key, include_start=False, limit=1))
+        return one(self.items(start=as_key(key), include_start=False, limit=1))
 
     def count(self, start=None, stop=None, *, prefix=None, exact: bool = True) -> int:
         """How many keys lie in the range: by a scan, or from the parents alone with exact=False.

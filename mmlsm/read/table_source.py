@@ -34,7 +34,7 @@ class TableSource(Source):
         self.state = state
         self.seq = seq
         self.live = live
-        self.chunk = []
+        self.chunk: list[bytes] = []
         self.valid = False
 
     def use(self, key):

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     import mmap
     from queue import SimpleQueue
 
-    from mmlsm.file import File, PinLock
+    from mmlsm.file import File
     from mmlsm.read.segment import Segment
 
 
 class Version:
-    """Levels of runs of segments as of one install. `segments` is flat, newest run first; `seq` is the last commit in them."""
+    """Levels of runs of segments as of one install.
+
+    `segments` is flat, newest run first; `seq` is the last commit in them.
+    """
 
     __slots__ = ("__weakref__", "_maps", "_released", "install", "levels", "made_at", "pin", "segments", "seq")
 
@@ -31,7 +34,7 @@ class Version:
         seq: int,
         levels: tuple[tuple[tuple[Segment, ...], ...], ...],
         released: SimpleQueue[tuple[int, tuple[Segment, ...]]],
-        pin: PinLock | None,
+        pin: object | None,
     ) -> None:
         self.install = install
         self.seq = seq
@@ -49,7 +52,7 @@ class Version:
         mapping = self._maps.get(pages)
         if mapping is None:
             mapping = self._maps[pages] = file.pinned_map(pages, self)
-        return mapping  # type: ignore[no-any-return]
+        return mapping
 
     def ended(self) -> Version:
         """The same install with no segments and no pin; its end is told to nobody."""

@@ -12,7 +12,7 @@ import cython
 if cython.compiled:
     from cython.cimports.cpython.buffer import PyBuffer_FillInfo
     from cython.cimports.libc.stdint import int64_t
-    from cython.cimports.mmlsm.memory import Window, at, u8s
+    from cython.cimports.mmlsm.memory import Window, at
 
     @cython.final
     @cython.cclass

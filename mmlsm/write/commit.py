@@ -334,7 +334,7 @@ class Committer:
             self._settle()
 
     def write_out(self) -> int:
-        """Hand everything ordered so far to the operating system, and so publish all but `full` commits; log's end then.
+        """Hand all that is ordered to the operating system, and so publish all but `full` commits; the log's end then.
 
         A flush comes after it: extents of the log are let go only when no leader can write to them any more.
         """

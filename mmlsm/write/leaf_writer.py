@@ -11,7 +11,7 @@ I3. `separators` holds for each finished leaf the shortest string above the leaf
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cython
 
@@ -26,7 +26,6 @@ if cython.compiled:
         filter_add,
         head,
         key_hash,
-
         store32,
         store64,
         u8w,
@@ -305,7 +304,7 @@ class LeafWriter:
 
     def add_items(
         self,
-        items: list[tuple[bytes, object]],
+        items: list[tuple[bytes, Any]],
         start: cython.Py_ssize_t,
         stop: cython.Py_ssize_t,
         spill: Callable[[bytes], bytes],
@@ -317,7 +316,6 @@ class LeafWriter:
         """
         i: cython.Py_ssize_t
         key: bytes
-        value: object
         reference: bytes
         kind: cython.int
         for i in range(start, stop):

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmlsm.errors import ClosedError, Error, ReadOnlyError
-from mmlsm.format.manifest import Level
+from mmlsm.format.manifest import Level, SegmentRecord
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.write.merge_policy import MergePlan, plan
 from mmlsm.write.merge_run import MergeResult, Stopped, merge_segments
@@ -187,15 +187,17 @@ class Merger(threading.Thread):
             segment_id=store.next_segment_id(),
             pause=pause,
         )
-        self.install(channel, {segment.record.id for segment in segments}, result, [s.record.installed for s in segments])
+        self.install(channel, [segment.record for segment in segments], result)
         self.merges += 1
         self.bytes_written += result.bytes_written
         self.entries_merged += result.entries_in
         self.installed_at = time.monotonic()
 
-    def install(self, channel: Channel, merged: set[int], result: MergeResult, births: list[int]) -> None:
+    def install(self, channel: Channel, inputs: list[SegmentRecord], result: MergeResult) -> None:
         """Put the result in the place of the runs that it was made of, whatever was flushed meanwhile."""
         store = self.store
+        merged = {record.id for record in inputs}
+        born = min(record.installed for record in inputs)
 
         def levels(present: tuple[Level, ...], number: int) -> tuple[Level, ...]:
             runs = [run for level in present for run in level]
@@ -205,7 +207,7 @@ class Merger(threading.Thread):
                 rest.insert(at, (replace(result.record, installed=number),))
             return (tuple(rest),) if rest else ()
 
-        edit = Edit(levels=levels, commit=list(result.written), retire=[(list(result.unlinked), min(births))])
+        edit = Edit(levels=levels, commit=list(result.written), retire=[(list(result.unlinked), born)])
         try:
             store.install(channel, edit)
         except BaseException:

@@ -142,7 +142,7 @@ def still_retired(root: Root, replay: Replay, pages: int) -> tuple[Retirement, .
         left: list[tuple[int, int]] = []
         for first, count in retirement.extents:
             if first + count > gone.pages:
-                raise CorruptionError(f"page {first}: a retirement lies outside the bitmap; restore a backup", page=first)
+                raise outside_bitmap(first)
             if gone.any_set(first, count):
                 left += [(page, 1) for page in range(first, first + count) if not gone.any_set(page, 1)]
             else:
@@ -152,13 +152,18 @@ def still_retired(root: Root, replay: Replay, pages: int) -> tuple[Retirement, .
     return tuple(found)
 
 
+def outside_bitmap(page: int) -> CorruptionError:
+    """The error for a retirement of pages that the bitmap does not know."""
+    return CorruptionError(f"page {page}: a retirement lies outside the bitmap; restore a backup", page=page)
+
+
 def used_pages(root: Root, retired: Iterable[Retirement]) -> Bitmap:
     """The header, all that the durable manifest holds, and of what it has retired only `retired`."""
     used = root.bits.copy()
     for retirement in root.manifest.retired:
         for first, count in retirement.extents:
             if first + count > used.pages:
-                raise CorruptionError(f"page {first}: a retirement lies outside the bitmap; restore a backup", page=first)
+                raise outside_bitmap(first)
             used.clear(first, count)
     for retirement in retired:
         for first, count in retirement.extents:

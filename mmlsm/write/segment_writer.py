@@ -3,7 +3,8 @@
 One thread owns a SegmentWriter from its first entry to `finish` or `abandon`. Nothing it writes is visible or counts
 as used until the caller commits the reservations and installs the record (reserve -> commit, R8).
 
-I1. Every page written lies in an extent of `reserved` or in the open `run`; what `finish` did not use has been given back.
+I1. Every page written lies in an extent of `reserved` or in the open `run`; what `finish` did not use has been given
+    back.
 I2. A segment without entries is no segment: `finish` answers None and gives everything back.
 """
 

@@ -138,7 +138,10 @@ class Store:
     # -- superblock
 
     def write_superblock(self, channel: Channel, **changes: Any) -> None:
-        """Make the next generation durable in both slots (R1), the one first that was older or damaged at open. REQUIRES install_lock."""
+        """Make the next generation durable in both slots (R1). REQUIRES install_lock.
+
+        Into that slot first which was older, or damaged, at open.
+        """
         block = replace(self.superblock, generation=self.superblock.generation + 1, **changes)
         image = block.encode()
         try:
@@ -267,7 +270,8 @@ class Store:
         if edit.seq is not None:
             changes["seq"] = edit.seq
         last = edit.seq if edit.seq is not None else self.superblock.seq
-        changes["seq_ceiling"] = last if edit.clean else max(self.superblock.seq_ceiling, last + limits.SEQ_CEILING_STEP)
+        ceiling = max(self.superblock.seq_ceiling, last + limits.SEQ_CEILING_STEP)
+        changes["seq_ceiling"] = last if edit.clean else ceiling
         self.write_superblock(channel, **changes)
 
 

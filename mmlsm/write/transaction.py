@@ -32,8 +32,8 @@ SEQ_ALL = (1 << 62) - 1
 class Transaction(Reader):
     """Reads its snapshot and its own writes. Leaving the `with` block commits; an exception aborts.
 
-    `end` is called once with the pending items to commit, or None: it orders the commit or lets the lock go. A finaliser
-    calls `abandoned` instead, which takes no lock.
+    `end` is called once with the pending items to commit, or None: it orders the commit or lets the lock go. A
+    finaliser calls `abandoned` instead, which takes no lock.
     """
 
     def __init__(

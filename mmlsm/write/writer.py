@@ -155,6 +155,7 @@ class Writer(threading.Thread):
                 raise committer.refusal()
             time.sleep(0.001)
         start = successor.log_start
+        assert start is not None
         with committer.order_lock:
             names = [extent.first for extent in committer.log.extents]
             before = list(committer.log.extents)[: names.index(start.page)]
