@@ -135,10 +135,10 @@ class Reader:
             if not table.entries:
                 continue
             entry = table.lookup(key, seq)
-            if entry is not None:
-                return None if entry.value is None else answer_entry(entry.value, state, what)
             if self.floating and table.trimmed > seq:
                 return self.fetch(key, what)
+            if entry is not None:
+                return None if entry.value is None else answer_entry(entry.value, state, what)
         if len(state.segments) > 1:
             h = key_hash(key, n)
         for segment in state.segments:
