@@ -197,4 +197,6 @@ def test_the_readme_says_of_each_part_of_the_interface_whether_it_works(checkout
         for name in re.findall(r"`([a-z_]+)(?:\(\))?`", names):
             if name in ("open", "in", "shelve"):
                 continue
-            assert hasattr(mmlsm.Database, name) == (state == "works" or name == "clear"), f"README says of {name}: {state}"
+            assert hasattr(mmlsm.Database, name) == (state == "works" or name == "clear"), (
+                f"README says of {name}: {state}"
+            )
