@@ -58,7 +58,7 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/against_lmdb.py
 
 docs: $(VENV)/installed
-	MMLSM_EXPECT_MODE=compiled $(VENV)/bin/python -m pytest tests/docs
+	MMLSM_EXPECT_MODE=compiled $(VENV)/bin/python -m pytest tests/unit/test_documents.py
 
 build: $(VENV)/installed
 
