@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeAlias
 
 EXIT_OK: Final = 0
 EXIT_NO: Final = 1
@@ -36,12 +36,12 @@ class Parser(argparse.ArgumentParser):
         sys.exit(EXIT_USAGE)
 
 
-Commands = "argparse._SubParsersAction[Parser]"
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
-def command(commands: Commands, name: str, summary: str, more: str = "", *, database: bool = True) -> Parser:  # type: ignore[valid-type]
+def command(commands: Commands, name: str, summary: str, more: str = "", *, database: bool = True) -> Parser:
     """A new command with the options that all have, and FILE."""
-    parser: Parser = commands.add_parser(  # type: ignore[attr-defined]
+    parser = commands.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}. {more}".strip(),

@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--batch", metavar="N", type=arguments.positive, default=1000,
                         help="entries in a commit (default: 1000)")  # fmt: skip
     parser.add_argument("--memtable-mib", metavar="N", type=arguments.positive,
-                        help="size of a memtable (default: 64; 4 for files, so that there is something to merge)")  # fmt: skip
+                        help="size of a memtable (default: 64; for files 4, so that there are merges)")  # fmt: skip
     parser.set_defaults(run=run)
 
 

@@ -115,8 +115,13 @@ class Crew:
 
     def run(self, show: Callable[[Crew], object]) -> None:
         """Start all, call `show` ten times a second, and come back when the writers are done and the readers ended."""
-        writers = [threading.Thread(target=self._writer, args=(i,), name=f"writer {i}") for i in range(self.plan.threads)]
-        readers = [threading.Thread(target=self._reader, args=(i,), name=f"reader {i}") for i in range(self.plan.readers)]
+        writers, readers = (
+            [threading.Thread(target=target, args=(i,), name=f"{name} {i}") for i in range(count)]
+            for name, target, count in (
+                ("writer", self._writer, self.plan.threads),
+                ("reader", self._reader, self.plan.readers),
+            )
+        )
         self._began = time.perf_counter()
         try:
             for thread in (*writers, *readers):

@@ -1,5 +1,5 @@
-"""The demo over a file of `key<TAB>value` lines: loaded in random order by several threads, asked while it loads, and at
-the end compared with the file byte by byte.
+"""The demo over a file of `key<TAB>value` lines: loaded in random order by several threads, asked while it loads, and
+at the end compared with the file byte by byte.
 
 Some narrow ranges of keys are watched: whoever writes a key of such a range also counts it, in the same batch, so in
 every snapshot the range's keys add up to its counters.

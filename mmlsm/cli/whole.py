@@ -1,0 +1,231 @@
+"""Commands over the whole file: info, levels, free, verify, compact.
+
+All but `compact` open it read-only, so they work on a database that was not closed cleanly, is open elsewhere, or lies
+on a read-only medium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import uuid
+from typing import Any
+
+import mmlsm
+from mmlsm import limits
+from mmlsm.cli import arguments
+from mmlsm.cli.arguments import EXIT_NO, EXIT_OK, Commands
+from mmlsm.cli.output import Output, json_of, size_of
+from mmlsm.engine import Engine
+from mmlsm.write.recovery import extents_in_use, still_retired
+
+PAGE = limits.PAGE_BYTES
+
+
+def add(commands: Commands) -> None:
+    """Put the commands into the grammar."""
+    info = arguments.command(commands, "info", "show what a database is: its root, size, levels and log")
+    info.set_defaults(run=run_info)
+    levels = arguments.command(commands, "levels", "list the segments, by level and run, newest first")
+    arguments.add_hex(levels, "keys are hexadecimal")
+    levels.set_defaults(run=run_levels)
+    free = arguments.command(commands, "free", "list the extents of pages that are free")
+    free.set_defaults(run=run_free)
+    verify = arguments.command(commands, "verify", "prove every page, key and sum",
+                               "Reads the whole file. Exit code 1 when something is wrong.")  # fmt: skip
+    verify.set_defaults(run=run_verify)
+    compact = arguments.command(commands, "compact", "merge all into one run, and give space back")
+    compact.set_defaults(run=run_compact)
+
+
+def free_extents(engine: Engine) -> list[tuple[int, int]]:
+    """(first page, pages) of each free extent of a database that is open read-only."""
+    root, replay, pages = engine.root, engine.replay, engine.file.pages
+    used = extents_in_use(root, replay, still_retired(root, replay, pages))
+    used.set(0, limits.HEADER_PAGES)
+    free = []
+    at = 0
+    for first, count in used.extents():
+        if first > at:
+            free.append((at, first - at))
+        at = first + count
+    if at < pages:
+        free.append((at, pages - at))
+    return free
+
+
+def facts_of(database: mmlsm.Database) -> dict[str, Any]:
+    """What `info` shows, as JSON has it."""
+    engine = database._engine
+    superblock, manifest, stats = engine.root.superblock, engine.root.manifest, database.stats()
+    tables = engine.readonly_state.tables
+    free = sum(count for _, count in free_extents(engine))
+    retirements = still_retired(engine.root, engine.replay, engine.file.pages)
+    retired = sum(count for retirement in retirements for _, count in retirement.extents)
+    return {
+        "path": str(database.path),
+        "format_version": superblock.format_version,
+        "uuid": str(uuid.UUID(bytes=superblock.uuid)),
+        "generation": superblock.generation,
+        "install": superblock.install,
+        "slots_agree": engine.root.slots_agree,
+        "clean": superblock.clean,
+        "seq": engine.replay.seq,
+        "seq_in_segments": superblock.seq,
+        "file_bytes": stats.file_bytes,
+        "page_bytes": superblock.page_bytes,
+        "pages": engine.file.pages,
+        "free_pages": free,
+        "retired_pages": retired,
+        "segment_pages": stats.space.live,
+        "manifest_page": superblock.manifest.page,
+        "manifest_pages": superblock.manifest.pages,
+        "bitmap_pages": len(manifest.bitmap),
+        "levels": [list(level) for level in stats.levels],
+        "segments": len(stats.segments),
+        "entries": sum(segment.entries for segment in stats.segments),
+        "tombstones": sum(segment.tombstones for segment in stats.segments),
+        "data_bytes": sum(segment.data_bytes for segment in stats.segments),
+        "log": {
+            "page": superblock.log.page,
+            "offset": superblock.log.offset,
+            "pages": sum(extent.count for extent in engine.log_extents),
+            "commits": sum(table.last_seq - table.first_seq + 1 for table in tables),
+            "entries": sum(table.entry_count for table in tables),
+            "value_extents": len(engine.value_extents),
+        },
+    }
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """`mmlsm info`."""
+    output = Output(as_json=args.json)
+    with mmlsm.open(args.file, readonly=True) as database:
+        facts = facts_of(database)
+    if args.json:
+        output.json(facts)
+        return EXIT_OK
+    log = facts["log"]
+    slots = "both slots agree" if facts["slots_agree"] else "the slots differ, the newer one counts"
+    clean = "yes" if facts["clean"] else "no: open for writing, or not closed; opening recovers what the log holds"
+    output.line(f"{facts['path']}: mmlsm database, format version {facts['format_version']}")
+    output.title("Root")
+    output.pairs(
+        [
+            ("uuid", facts["uuid"]),
+            ("superblock", f"generation {facts['generation']:,}, install {facts['install']:,}; {slots}"),
+            ("closed cleanly", clean),
+            ("last commit", f"{facts['seq']:,}"),
+            ("manifest", f"page {facts['manifest_page']:,}, {facts['manifest_pages']:,} pages"),
+        ]
+    )
+    output.title("Space")
+    output.pairs(
+        [
+            ("file", f"{facts['pages']:,} pages of {facts['page_bytes']} bytes, {size_of(facts['file_bytes'])}"),
+            ("segments", f"{facts['segment_pages']:,} pages"),
+            ("retired", f"{facts['retired_pages']:,} pages"),
+            ("free", f"{facts['free_pages']:,} pages"),
+        ]
+    )
+    output.title("Data")
+    tombstones = f" (of them {facts['tombstones']:,} tombstones)" if facts["tombstones"] else ""
+    output.pairs(
+        [
+            ("entries", f"{facts['entries']:,}{tombstones}, {size_of(facts['data_bytes'])} of keys and values"),
+            ("segments", f"{facts['segments']:,}"),
+            *((f"level {i}", f"{', '.join(f'{run:,}' for run in level) or 'no'} entries")
+              for i, level in enumerate(facts["levels"])),
+            ("log", f"{log['entries']:,} entries of {log['commits']:,} commits, {log['pages']:,} pages"
+             if log["entries"] else "nothing that is not in a segment"),
+        ]
+    )  # fmt: skip
+    return EXIT_OK
+
+
+def run_levels(args: argparse.Namespace) -> int:
+    """`mmlsm levels`."""
+    output = Output(as_json=args.json, as_hex=args.hex)
+    with mmlsm.open(args.file, readonly=True) as database:
+        segments = database.stats().segments
+    if args.json:
+        facts = []
+        for segment in segments:
+            fact = dataclasses.asdict(segment)
+            fact["first_key"] = json_of(segment.first_key, args.hex)
+            fact["last_key"] = json_of(segment.last_key, args.hex)
+            facts.append(fact)
+        output.json(facts)
+        return EXIT_OK
+    if not segments:
+        output.line("no segments")
+        return EXIT_OK
+    output.table(
+        ("level", "run", "segment", "entries", "tombstones", "pages", "height", "commits", "first key", "last key"),
+        [
+            (
+                s.level, s.run, s.id, s.entries, s.tombstones, s.pages, s.height, f"{s.seq_low:,} to {s.seq_high:,}",
+                short(output, s.first_key), short(output, s.last_key),
+            )
+            for s in segments
+        ],
+    )  # fmt: skip
+    return EXIT_OK
+
+
+def short(output: Output, key: bytes) -> str:
+    """A key in a table."""
+    text = output.text(key)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def run_free(args: argparse.Namespace) -> int:
+    """`mmlsm free`."""
+    output = Output(as_json=args.json)
+    with mmlsm.open(args.file, readonly=True) as database:
+        free = free_extents(database._engine)
+        pages = database._engine.file.pages
+    if args.json:
+        output.json({"pages": pages, "free": [{"page": first, "pages": count} for first, count in free]})
+        return EXIT_OK
+    if free:
+        output.table(("page", "pages", "bytes"), [(first, count, count * PAGE) for first, count in free])
+    total = sum(count for _, count in free)
+    output.line(f"{total:,} of {pages:,} pages are free, in {len(free):,} extents")
+    return EXIT_OK
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """`mmlsm verify`."""
+    output = Output(as_json=args.json)
+    with mmlsm.open(args.file, readonly=True) as database, output.progress("verifying") as tell:
+        report = database.verify(progress=tell)
+    if args.json:
+        output.json({"ok": report.ok, **dataclasses.asdict(report)})
+        return EXIT_OK if report.ok else EXIT_NO
+    owners = ("header", "manifest", "bitmap", "log", "live", "retired", "reserved", "free")
+    output.pairs([(name, f"{getattr(report, name):,} pages") for name in owners])
+    output.line(
+        f"{report.pages:,} pages, {report.segments:,} segments, {report.parents:,} parents, {report.leaves:,} leaves, "
+        f"{report.entries:,} entries, {report.overflow_extents:,} overflow extents"
+    )
+    for problem in report.problems:
+        output.check(problem, False)
+    output.line("sound" if report.ok else f"{len(report.problems):,} problems")
+    return EXIT_OK if report.ok else EXIT_NO
+
+
+def run_compact(args: argparse.Namespace) -> int:
+    """`mmlsm compact`."""
+    output = Output(as_json=args.json)
+    with mmlsm.open(args.file, create=False) as database:
+        before = database.stats().file_bytes
+        with output.progress("compacting") as tell:
+            database.compact(progress=tell)
+    with mmlsm.open(args.file, readonly=True) as database:
+        after = database.stats().file_bytes
+    if args.json:
+        output.json({"bytes_before": before, "bytes_after": after})
+    else:
+        output.line(f"{size_of(before)} before, {size_of(after)} after")
+    return EXIT_OK
