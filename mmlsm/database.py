@@ -8,7 +8,6 @@ I1. A Database that is dropped without `close()` is collected: the threads behin
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
@@ -27,7 +26,7 @@ from mmlsm.stats import PinStats, SegmentStats, SpaceStats, Stats
 from mmlsm.write.batch import Batch, give_all_back
 from mmlsm.write.transaction import SEQ_ALL, Transaction
 
-PathLike = str | os.PathLike[str]
+PathLike = str | Path
 
 
 class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # ranges where Mapping has views
@@ -35,7 +34,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
 
     def __init__(self, path: PathLike, settings: Settings) -> None:
         engine = self._engine = Engine(path, settings)
-        self._path = Path(os.fspath(path))
+        self._path = Path(path)
         self._opened_at = time.time()
         this = weakref.ref(self)
 

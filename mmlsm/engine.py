@@ -10,10 +10,10 @@ I2. `close` leaves a file whose log is empty and whose superblock says clean, or
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -59,7 +59,7 @@ POISON = b"\xdd" * limits.PAGE_BYTES
 class Engine:
     """One open database. `tell(state, seq)` style callbacks are set by the Database before its first commit."""
 
-    def __init__(self, path: str | os.PathLike[str], settings: Settings) -> None:
+    def __init__(self, path: str | Path, settings: Settings) -> None:
         self.settings = settings
         self.life = Life()
         self.pins = Pins(debug=settings.debug)
@@ -70,7 +70,7 @@ class Engine:
         self._begin_lock = threading.Lock()
         self._close_lock = threading.Lock()
         self._on_publish: Callable[[int], object] = lambda seq: None
-        if os.fspath(path) == ":memory:":
+        if str(path) == ":memory:":
             self.file: File = open_memory()
             channel = self.file.channel()
             channel.pwrite(0, first_image())

@@ -85,7 +85,7 @@ class Buffer:
     """A writable block of bytes of fixed size; `data` is its bytearray for callers that do I/O."""
 
     def __init__(self, size: cython.Py_ssize_t) -> None:
-        self.data = bytearray(size)
+        self.data = bytearray(-(-size // 8) * 8)  # whole words, for m16 and m32
         self.size = size
         if cython.compiled:
             PyObject_GetBuffer(self.data, cython.address(self._buffer), PyBUF_WRITABLE)

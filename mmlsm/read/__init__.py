@@ -1,0 +1,1 @@
+"""Reading: segments in place, memtables, and what combines them; nothing here writes."""

@@ -13,7 +13,6 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import mmap
     from queue import SimpleQueue
 
     from mmlsm.file import File
@@ -47,7 +46,7 @@ class Version:
         for segment in self.segments:
             segment.lock.acquire_shared()
 
-    def pinned_map(self, file: File, pages: int) -> mmap.mmap:
+    def pinned_map(self, file: File, pages: int) -> Any:
         """Interpreted mode: a map of the file whose slices keep this version alive."""
         mapping = self._maps.get(pages)
         if mapping is None:

@@ -177,6 +177,22 @@ class LeafWriter:
         self.count = n + 1
         return ADDED
 
+    def note_separator(self, cut):
+        """Keep the first `cut` bytes of the leaf's first key as its separator; the very first leaf needs none."""
+        i: cython.Py_ssize_t = self.leaves
+        self.separator_at.at[i] = self.separators_used
+        self.separator_full.at[i] = 0
+        if not self.has_previous:
+            cut = 0
+        if cut > self.key_max:
+            self.separator_full.at[i] = cut
+            cut = 128
+            copy(self.separators.m8, self.separators_used + 128, self.stage.m8, 128, 24)
+            self.separators_used += 24
+        copy(self.separators.m8, self.separator_at.at[i], self.first_key.m8, 0, cut)
+        self.separator_bytes.at[i] = cut
+        self.separators_used += cut
+
     def finish_leaf(self):
         """Lay the collected entries out as a leaf in `out`; DRAIN, with nothing done, when there is no room for it."""
         n: cython.Py_ssize_t = self.count
@@ -213,10 +229,7 @@ class LeafWriter:
         fill(out, at + used, 0, size - used)
         out[at] = 1
         out[at + 2] = size >> 12
-        out[at + 4] = n & 255
-        out[at + 5] = n >> 8
-        out[at + 6] = prefix & 255
-        out[at + 7] = prefix >> 8
+        store32(out, at + 4, n | prefix << 16)
         store64(out, at + 8, self.birth)
         store32(out, at + 16, used)
         out[at + 20] = self.tombstones_here & 255
@@ -246,22 +259,10 @@ class LeafWriter:
             start += extra + self.value_bytes.at[i]
         out[at + offsets + 2 * n] = start & 255
         out[at + offsets + 2 * n + 1] = start >> 8
-        i = self.leaves
-        self.leaf_at.at[i] = at
-        self.leaf_at.at[i + 1] = at + size
+        self.leaf_at.at[self.leaves] = at
+        self.leaf_at.at[self.leaves + 1] = at + size
         self.out_used = at + size
-        self.separator_at.at[i] = self.separators_used
-        self.separator_full.at[i] = 0
-        if not self.has_previous:
-            cut = 0
-        if cut > self.key_max:
-            self.separator_full.at[i] = cut
-            cut = 128
-            copy(self.separators.m8, self.separators_used + 128, stage, 128, 24)
-            self.separators_used += 24
-        copy(self.separators.m8, self.separator_at.at[i], self.first_key.m8, 0, cut)
-        self.separator_bytes.at[i] = cut
-        self.separators_used += cut
+        self.note_separator(cut)
         self.leaves += 1
         self.entries += n
         self.tombstones += self.tombstones_here

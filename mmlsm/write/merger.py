@@ -55,6 +55,7 @@ class Merger(threading.Thread):
         self.bytes_written = 0
         self.entries_merged = 0
         self.installed_at = time.monotonic()
+        self.expecting = False
         self.channel: Channel | None = None
 
     # -- any thread
@@ -160,6 +161,7 @@ class Merger(threading.Thread):
             return None
         patience_s = IDLE_S + sum(sizes) * PAGE_BYTES / IDLE_BYTES_PER_S
         idle = time.monotonic() - self.installed_at >= patience_s
+        self.expecting = plan(sizes, idle=True, has_tombstones=tombstones) is not None
         return plan(sizes, idle=idle, has_tombstones=tombstones)
 
     def merge(self, version: Version, chosen: MergePlan, request: Compaction | None) -> None:
@@ -217,11 +219,15 @@ class Merger(threading.Thread):
             raise
 
     def drain(self, *, block: bool) -> None:
-        """Take in what finalisers posted; wait for something when `block`."""
+        """Take in what finalisers posted; wait for something when `block`.
+
+        With a merge to come when the database is idle, or retired pages that another process may pin, only for a while.
+        """
         store = self.store
+        timeout = IDLE_S if self.expecting or store.reclaimer.pending() else None
         with contextlib.suppress(queue.Empty):
             while True:
-                message = store.released.get(block=block, timeout=IDLE_S) if block else store.released.get_nowait()
+                message = store.released.get(timeout=timeout) if block else store.released.get_nowait()
                 block = False
                 if message is None:
                     self.installed_at = time.monotonic()
