@@ -10,6 +10,7 @@ cdef class Entry:
 cdef class EntryTable:
     cdef readonly dict entries
     cdef public int64_t trimmed
+    cdef public int64_t changes
     cdef list fresh
     cdef object order
     cdef object ordering

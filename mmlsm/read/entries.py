@@ -66,6 +66,8 @@ class EntryTable:
     def __init__(self) -> None:
         self.entries: dict[bytes, Entry] = {}
         self.trimmed: int64_t = 0
+        self.changes: int64_t = 0
+        """Of an overlay: grows with each write, and with each that is taken back."""
         self.fresh: list[bytes] = []
         self.order: SortedList[bytes] | None = SortedList()
         self.ordering = threading.Lock()
@@ -84,6 +86,7 @@ class EntryTable:
     def put(self, key: bytes, value: object, seq: int64_t) -> None:
         """Make `value` the newest version of `key`; one of the same seq is replaced. For overlays: keeps all others."""
         self.put_entry(key, value, seq)
+        self.changes += 1
 
     def put_entry(self, key: bytes, value: object, seq: int64_t) -> Entry | None:
         """`put`; what was the newest version before."""

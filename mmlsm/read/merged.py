@@ -4,6 +4,7 @@
 One thread at a time. After a move `current` is the source that stands on the visible key, or None past an end.
 
 I1. All sources stand on the same side: going forward, each on its first key >= the current one.
+    Only the newest source can change under a walk (a transaction's overlay); all are then placed anew.
 I2. Of equal keys the newest source speaks, and a tombstone hides the key (R9).
 """
 
@@ -121,24 +122,28 @@ class Merged:
 
     def next(self):
         """To the next visible key; REQUIRES a current one."""
+        newest: Source
         if self.tournament is None:
             self.winner = -1
             self.only.next()
             return self.settle()
         self.hold()
-        if self.tournament.reverse:
+        newest = self.sources[0]
+        if self.tournament.reverse or newest.stale():
             self.turn(False)
         self.pass_held()
         return self.settle()
 
     def prev(self):
         """To the visible key before; REQUIRES a current one."""
+        newest: Source
         if self.tournament is None:
             self.winner = -2
             self.only.prev()
             return self.settle()
         self.hold()
-        if not self.tournament.reverse:
+        newest = self.sources[0]
+        if not self.tournament.reverse or newest.stale():
             self.turn(True)
         self.pass_held()
         return self.settle()

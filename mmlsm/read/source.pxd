@@ -13,6 +13,7 @@ cdef class Source:
     cdef int last(self) except -1
     cdef int next(self) except -1
     cdef int prev(self) except -1
+    cdef bint stale(self) except -1
     cdef object value(self)
     cdef int64_t value_length(self) except -1
     cdef object view(self)

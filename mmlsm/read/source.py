@@ -41,6 +41,10 @@ class Source:
         """To the key before; REQUIRES valid."""
         raise NotImplementedError
 
+    def stale(self):
+        """Whether what it walks was changed since it was placed, so that it may stand at the wrong key."""
+        return False
+
     def value(self):
         """The current value as bytes; REQUIRES a kind other than TOMBSTONE."""
         raise NotImplementedError

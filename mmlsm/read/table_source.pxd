@@ -9,7 +9,7 @@ cdef class TableSource(Source):
     cdef Py_ssize_t at
     cdef bint descending
     cdef bint live
-    cdef Py_ssize_t known
+    cdef int64_t known
     cdef bytes current
     cdef object current_value
 

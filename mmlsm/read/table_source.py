@@ -2,8 +2,8 @@
 """TableSource: a position in a memtable, or in a transaction's overlay, as of a seq.
 
 One cursor owns it; the table may grow meanwhile. Keys are fetched in chunks, so a step takes no lock and costs no
-search; keys that come later are of a later seq and invisible. Over an overlay (`live`) a step looks whether keys were
-added and fetches anew from where it stands.
+search; keys that come later are of a later seq and invisible. Over an overlay (`live`) a step looks whether anything
+was written or taken back, and if so fetches anew from where it stands.
 
 I1. Only keys with a version at or before `seq` are stopped at.
 """
@@ -56,7 +56,7 @@ class TableSource(Source):
         limit: cython.int = CHUNK_FIRST
         self.descending = descending
         while True:
-            self.known = len(self.table.entries) if self.live else 0
+            self.known = self.table.changes
             fetch = self.table.keys_before if descending else self.table.keys_from
             self.chunk = fetch(start, inclusive, limit)
             self.at = -1
@@ -84,11 +84,14 @@ class TableSource(Source):
     def move(self, descending: cython.bint) -> cython.int:
         """One step in that direction; REQUIRES valid."""
         here: bytes = self.current
-        if descending != self.descending or (self.live and len(self.table.entries) != self.known):
+        if descending != self.descending or self.stale():
             return self.walk(here, False, descending)
         if self.walk_on():
             return 0
         return self.walk(self.chunk[len(self.chunk) - 1] if self.chunk else here, False, descending)
+
+    def stale(self):
+        return self.live and self.table.changes != self.known
 
     def next(self):
         return self.move(False)

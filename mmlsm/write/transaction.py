@@ -144,6 +144,7 @@ class Transaction(Reader):
 
     def _take_back(self, key: bytes, before: Entry | None) -> None:
         entries = self._overlay.entries
+        self._overlay.changes += 1
         if self._values is not None:
             self._values.give_back(entries[key].value)
         if before is None:
