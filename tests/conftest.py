@@ -38,7 +38,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "unproved: damages its file on purpose, so no proof of it at the end")
     hypothesis.settings.load_profile("long" if config.getoption("--effort") > 1 else "ci")
 
 

@@ -108,7 +108,7 @@ def test_the_mapping_protocol(open_db) -> None:
     assert db.popitem() == (b"a", b"1")
     assert list(reversed(db)) == [b"d", b"c", b"b"]
     assert list(db.values()) == [b"2", b"3", b"4"]
-    assert db == db  # noqa: PLR0124
+    assert db == db
     assert db != dict(db.items())
     assert bool(db)
     assert hash(db) == hash(db)
