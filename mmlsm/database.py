@@ -323,6 +323,7 @@ def gather(engine: Engine, state: ReadState | None, seq: int) -> Stats:
         pinned, superblock = [version.install], engine.root.superblock
     now = time.time()
     writing = store is not None
+    made_at = dict(store.made_at) if store is not None else {version.install: version.made_at}
     return Stats(
         seq=seq,
         install=version.install,
@@ -340,8 +341,7 @@ def gather(engine: Engine, state: ReadState | None, seq: int) -> Stats:
         segments=tuple(segments),
         space=space,
         pins=tuple(
-            PinStats(number, now - version.made_at if number == version.install else -1.0, number == version.install)
-            for number in pinned
+            PinStats(number, now - made_at.get(number, now), number == version.install) for number in pinned
         ),
         snapshots=len(engine.pins.view()[1]),
         commits=committer.last_seq - engine.last_seq if committer is not None else 0,

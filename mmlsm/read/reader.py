@@ -253,6 +253,7 @@ class Reader:
         return iter(self.keys(reverse=True))
 
     def __len__(self) -> int:
+        """How many keys there are, exactly: by a scan of keys. `count(exact=False)` estimates without one."""
         return self.count()
 
     def __bool__(self) -> bool:

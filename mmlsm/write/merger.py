@@ -239,6 +239,7 @@ class Merger(threading.Thread):
                 for segment in segments:
                     segment.lock.release_shared()
                 store.reclaimer.unpin(install)
+                store.made_at.pop(install, None)
 
     def reclaim(self) -> None:
         """Free what no pinned version sees, tear down segments that are gone, cut the file's free tail off."""

@@ -12,7 +12,7 @@ I3. An install that fails before its first superblock write changes nothing and 
 from __future__ import annotations
 
 import errno
-import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
@@ -96,6 +96,8 @@ class Store:
         self.bits = bits
         self.segments: dict[int, Segment] = {}
         self.last_segment_id = 0
+        self.made_at: dict[int, float] = {}
+        """When each version that is still held was made, for `stats()`."""
         self.installs = 0
         self.bytes_installed = 0
         # guarded by order_lock
@@ -109,6 +111,7 @@ class Store:
             tuple(tuple(self.segment_of(record) for record in run) for run in level) for level in manifest.levels
         )
         self.reclaimer.pin(manifest.install)
+        self.made_at[manifest.install] = time.time()
         return Version(manifest.install, seq, levels, self.released, self.file.pin)
 
     def segment_of(self, record: Any) -> Segment:
@@ -273,8 +276,3 @@ class Store:
         ceiling = max(self.superblock.seq_ceiling, last + limits.SEQ_CEILING_STEP)
         changes["seq_ceiling"] = last if edit.clean else ceiling
         self.write_superblock(channel, **changes)
-
-
-def new_epoch() -> int:
-    """A salt for a new life of the log; 0 is none."""
-    return secrets.randbits(64) or 1
