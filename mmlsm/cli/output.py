@@ -171,11 +171,10 @@ class Output:
 
 
 def progress_bar() -> Any:
-    """rich's bar on stderr: what, bar, share, done, speed, time left. It goes when it is done."""
+    """rich's bar on stderr: what, bar, share, how many, a note, times. It goes when it is done."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
         TaskProgressColumn,
         TextColumn,
@@ -185,9 +184,9 @@ def progress_bar() -> Any:
 
     return Progress(
         TextColumn("[bold]{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=30),
         TaskProgressColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.completed:,.0f}", justify="right"),
         TextColumn("[dim]{task.fields[note]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             shown = look(file, None, args.number, args)
         finally:
             file.close()
-        shown.problem = shown.problem or str(error)
+        shown.problem = shown.problem or f"the database cannot be opened: {error}"
     show(args.number, shown, output)
     return EXIT_NO if shown.problem else EXIT_OK
 
@@ -189,7 +189,7 @@ def decode_bitmap(file: File, owner: Owner, shown: Shown) -> None:
         shown.problem = f"page {owner.first}: the sum differs from what the manifest says"
     base = int(owner.text.split("page ")[1].split()[0]) * PAGE * 8
     runs = [(base + first, count) for first, count in Bitmap.from_pages(PAGE * 8, [data]).extents()]
-    shown.facts = {"first_page": base, "used": sum(count for _, count in runs), "runs": len(runs)}
+    shown.facts = {"bits_from_page": base, "used": sum(count for _, count in runs), "runs": len(runs)}
     shown.columns = ("used from page", "pages")
     shown.rows = list(runs)
 

@@ -208,7 +208,8 @@ def _display(work: Work, output: Output) -> Iterator[Callable[[Crew], object]]:
                 bar.update(writing, completed=crew.written, note=note)
                 queries = sum(tally.queries + tally.sweeps for tally in crew.readers)
                 checks = sum(crew.checks().values())
-                bar.update(reading, completed=crew.read, note=f"{queries:,} questions, {checks:,} checks")
+                note = f"entries, {queries:,} questions, {checks:,} checks"
+                bar.update(reading, completed=crew.read, note=note)
 
             yield draw
 
