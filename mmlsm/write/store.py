@@ -229,7 +229,7 @@ class Store:
         changed: set[int] = set()
         while True:
             bits = self.allocator.live_bits(extra_live=[*edit.commit, *own])
-            changed.update(bits.changed_since(self.bits))
+            changed.update(bits.changed_since(self.bits), range(len(present.bitmap), bits.page_count))
             if len(changed) == len(fresh):
                 break
             fresh.append(self.allocator.reserve(1))
