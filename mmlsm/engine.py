@@ -49,7 +49,7 @@ from mmlsm.write.recovery import (
     still_retired,
     used_pages,
 )
-from mmlsm.write.store import Store
+from mmlsm.write.store import Edit, Store
 from mmlsm.write.values import ValueWriter
 from mmlsm.write.writer import SEALED_MOST, Writer
 
@@ -436,6 +436,14 @@ class Engine:
         for extent in self.allocator.reserved_extents():
             self.allocator.give_back(extent)
         self.merger.reclaim()
+        for _ in range(2):
+            space = self.allocator.counts()
+            if committer is None or space.free < max(8, space.total // 16) or self.file.pins_elsewhere():
+                break
+            # The manifest may be what stands at the end: a copy goes to the earliest free pages.
+            store.install(self.channel, Edit(lambda levels, _: levels, log=NO_LOG, seq=committer.last_seq, clean=True))
+            self.merger.drain(block=False)
+            self.merger.reclaim()
 
     def abandon(self) -> None:
         """For a finaliser: end the threads without a word to the file. Takes no lock (R12)."""

@@ -108,16 +108,18 @@ class Allocator:
         """
         return self.reserve_up_to(count, count)
 
-    def reserve_up_to(self, most: int, least: int) -> Extent:
+    def reserve_up_to(self, most: int, least: int, *, at_end: bool = False) -> Extent:
         """The earliest free extent of at least `least` pages, as far as `most` of them; else `most` at the file's end.
 
         The file's free tail counts as endless. Policy "best" takes the smallest extent of `most` pages where there is
-        one. What is not used is given back. StorageError when the file cannot grow.
+        one; `at_end` takes the file's end at once. What is not used is given back.
+
+        StorageError when the file cannot grow.
         """
         assert 0 < least <= most, f"reserve {least} to {most} pages"
         with self._lock:
-            found = self._free.smallest(most) if self._best else None
-            found = found or self._free.earliest(least)
+            found = None if at_end or not self._best else self._free.smallest(most)
+            found = None if at_end else found or self._free.earliest(least)
             if found is None or found.end == self._total:
                 tail = self._tail()
                 first = tail.first if tail else self._total

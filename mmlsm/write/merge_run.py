@@ -83,11 +83,12 @@ def merge_segments(
     with_filter: bool,
     birth: int,
     segment_id: int,
+    at_end: bool = False,
     pause: Callable[[int, int], None],
 ) -> MergeResult:
     """Merge `segments`, newest first, into one.
 
-    `pause(done, total)` is called now and then with entries; what it raises stops the merge cleanly.
+    `at_end` puts its nodes at the end of the file. `pause(done, total)` is called now and then with entries; what it raises stops the merge cleanly.
     """
     records = [segment.record for segment in segments]
     window = file.window(file.pages)
@@ -100,6 +101,7 @@ def merge_segments(
         birth=birth,
         leaf_bytes=leaf_bytes_for(settings, records),
         expected_entries=total if with_filter else 0,
+        at_end=at_end,
     )
     try:
         core = merge.MergeCore(window, writer.leaves, len(records), drop_tombstones)

@@ -143,7 +143,7 @@ class Merger(threading.Thread):
             self.merge(version, chosen, request)
             return True
         if request is not None:
-            self.reclaim()
+            self.move_manifest()
             with self.lock:
                 self.compactions.pop(0)
             request.finish(None)
@@ -156,13 +156,39 @@ class Merger(threading.Thread):
         sizes = [record.pages for record in records]
         tombstones = bool(records) and records[-1].tombstones > 0
         if request is not None:
-            return plan(sizes, idle=True, has_tombstones=tombstones)
+            return plan(sizes, idle=True, has_tombstones=tombstones) or self.relocation(version, request)
         if not self.store.settings.auto_merge:
             return None
         patience_s = IDLE_S + sum(sizes) * PAGE_BYTES / IDLE_BYTES_PER_S
         idle = time.monotonic() - self.installed_at >= patience_s
         self.expecting = plan(sizes, idle=True, has_tombstones=tombstones) is not None
         return plan(sizes, idle=idle, has_tombstones=tombstones)
+
+    def relocation(self, version: Version, request: Compaction) -> MergePlan | None:
+        """The last step of a compaction: write the only run once more, into the free pages before it.
+
+        Its merge wrote to the end of the file, so all that it read is free now. Not where it would gain less than a
+        tenth of the file.
+        """
+        if request.relocated or len(version.segments) != 1:
+            return None
+        request.relocated = True
+        wanted, end = version.segments[0].record.pages, 0
+        for extent in self.store.allocator.free_extents():
+            if wanted <= 0:
+                break
+            end, wanted = extent.first + min(extent.count, wanted), wanted - extent.count
+        gains = wanted <= 0 and end < 0.9 * self.store.allocator.total
+        return MergePlan(0, 1, True) if gains else None
+
+    def move_manifest(self) -> None:
+        """Install the present version once more: the manifest may be all that stands at the end of the file."""
+        space = self.store.allocator.counts()
+        if space.free >= max(8, space.total // 16) and not self.store.file.pins_elsewhere():
+            assert self.channel is not None
+            self.store.install(self.channel, Edit(lambda levels, _: levels))
+            self.drain(block=False)
+            self.reclaim()
 
     def merge(self, version: Version, chosen: MergePlan, request: Compaction | None) -> None:
         """Merge the planned runs of `version`, which this reference pins, and install the result."""
@@ -187,6 +213,7 @@ class Merger(threading.Thread):
             with_filter=not chosen.bottom,
             birth=store.manifest.install + 1,
             segment_id=store.next_segment_id(),
+            at_end=request is not None and not request.relocated,
             pause=pause,
         )
         self.install(channel, [segment.record for segment in segments], result)
@@ -272,6 +299,7 @@ class Compaction:
         self.done = 0
         self.total = 0
         self.cancelled = False
+        self.relocated = False
         self.finished = False
         self.error: Error | None = None
 

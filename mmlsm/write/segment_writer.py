@@ -46,12 +46,14 @@ class SegmentWriter:
         birth: int,
         leaf_bytes: int,
         expected_entries: int,
+        at_end: bool = False,
     ) -> None:
         self.channel = channel
         self.allocator = allocator
         self.settings = settings
         self.birth = birth
         self.leaf_bytes = leaf_bytes
+        self.at_end = at_end
         self.filter_bits: Buffer | None = None
         if expected_entries:
             self.filter_bits = Buffer((expected_entries * FILTER_BITS_PER_KEY // 512 + 1) * 64)
@@ -140,7 +142,7 @@ class SegmentWriter:
         if self.run_used + pages > self.run.count:
             self.write_pending()
             self.return_rest()
-            self.run = self.allocator.reserve_up_to(RESERVE_PAGES, pages)
+            self.run = self.allocator.reserve_up_to(RESERVE_PAGES, pages, at_end=self.at_end)
             self.run_used = 0
         first = self.run.first + self.run_used
         self.run_used += pages
