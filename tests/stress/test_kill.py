@@ -50,7 +50,7 @@ def child(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def kill_after(popen: subprocess.Popen[bytes], seconds: float, ready: bytes = b"ready") -> tuple[list[bytes], bool]:
-    """Let it run for so long from its first line on, then kill it; all whole lines, and whether it was still running."""
+    """Let it run for so long from its first line on, then kill it; all whole lines, and whether it still ran."""
     assert popen.stdout is not None
     os.set_blocking(popen.stdout.fileno(), False)
     data = b""

@@ -53,7 +53,7 @@ def test_golden_bytes_of_a_long_suffix_and_no_prefix() -> None:
 
 
 def test_golden_bytes_of_overflow_entries_and_their_extents() -> None:
-    """A long key and a value of two chunks: each 24 bytes of reference in the leaf; the sums stand behind the payload."""
+    """A long key and a value of two chunks: 24 bytes of reference in the leaf; sums stand behind the payload."""
     rig = SegmentRig()
     key = b"k" * 4 + bytes(range(1, 250)) * 3
     value = b"v" * 65536 + b"w" * 4465  # 70,001 bytes: 7 of padding before the sums
@@ -141,8 +141,8 @@ def test_damage_of_any_byte_of_a_header_is_a_fault_or_harmless() -> None:
             try:
                 pages.touch_anew((page, 1, 0), 0)
             except CorruptionError as error:
-                assert error.page == page
-                assert error.segment == 1
+                assert error.page == page  # noqa: PT017
+                assert error.segment == 1  # noqa: PT017
                 refused += 1
                 continue
             for inline, _, _, value in leaf.entries_of(pages.window, page):

@@ -1,4 +1,4 @@
-"""Byte primitives: what a filter is made of, in golden numbers that both modes must meet, and the functions themselves."""
+"""Byte primitives: golden numbers of a filter, which both modes must meet, and the functions themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database against a sorted dict, step by step: whatever is done to it in whatever order, it answers as the dict does.
+"""A database against a sorted dict, step by step: whatever is done to it, it answers as the dict does.
 
 Trees are deep and memtables tiny, so that flushes, merges and overflow extents are everywhere; the file is proved at
 the end of each run, and again after it was closed.
@@ -120,7 +120,7 @@ def at_or_none(order: list[bytes], at: int) -> bytes | None:
 
 
 class Model(RuleBasedStateMachine):
-    """One run. The outermost dict is what is committed; a transaction's dicts lie on `levels`, one for each savepoint."""
+    """One run. `model` is what is committed, `own` what the open transaction sees."""
 
     def __init__(self) -> None:
         super().__init__()

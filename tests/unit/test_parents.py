@@ -138,7 +138,7 @@ def test_damage_of_any_byte_of_a_parent_is_a_fault_or_harmless() -> None:
             try:
                 pages.touch_anew((page, 1, 0), height)
             except CorruptionError as error:
-                assert error.page == page
+                assert error.page == page  # noqa: PT017
                 refused += 1
                 continue
             for child in parent.children_of(pages.window, page):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -37,18 +38,19 @@ def fill(db: Any, place: str) -> None:
 
 
 @pytest.fixture(params=PLACES)
-def reader(request: pytest.FixtureRequest, open_db: Any) -> Any:
+def reader(request: pytest.FixtureRequest, open_db: Any) -> Iterator[Any]:
     db = open_db(auto_merge=False, node_entries_max=2, leaf_bytes=4096)
     fill(db, request.param)
     if request.param != "transaction":
-        return db
+        yield db
+        return
     transaction = db.begin(write=True)
-    request.addfinalizer(transaction.abort)
     transaction.delete(b"a")
     transaction.put(b"ab", b"new")
     transaction.put(b"a", b"2")
     transaction.delete(b"ab")
-    return transaction
+    yield transaction
+    transaction.abort()
 
 
 def wanted(start: Any, stop: Any, reverse: bool, include_start: bool, include_stop: bool) -> list[bytes]:
@@ -101,7 +103,7 @@ def test_a_range_may_be_walked_again_and_both_ways(reader: Any) -> None:
     assert list(reversed(found)) == [b"aab", b"aa\0", b"aa", b"a"]
     iterator = iter(found)
     assert next(iterator) == b"a"
-    assert list(found)[0] == b"a"
+    assert next(iter(found)) == b"a"
     assert next(iterator) == b"aa"
     assert iter(iterator) is iterator
     list(iterator)
