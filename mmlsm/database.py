@@ -36,12 +36,14 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         engine = self._engine = Engine(path, settings)
         self._path = Path(path)
         self._opened_at = time.time()
+        self._bare: Reader | None = None
         this = weakref.ref(self)
 
         def on_state(state: ReadState) -> None:
             database = this()
             if database is not None:
                 database.state = state
+                database._bare = None  # it would pin the version before
 
         def on_publish(seq: int) -> None:
             database = this()
@@ -63,9 +65,16 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
             raise ClosedError("the database is closed: open it again")
         return Snapshot(state, max(pin.seq, state.version.seq), self.life, pin)
 
-    def still(self) -> Snapshot:
-        """What a cursor or range reads: a snapshot of now."""
-        return self.snapshot()
+    def still(self) -> Reader:
+        """What a cursor or range reads: a snapshot of now, or with empty memtables just the version."""
+        state = self.state
+        if state is None or any(table.entries for table in state.tables):
+            return self.snapshot()
+        bare = self._bare
+        if bare is None or bare.state is None or bare.state.version is not state.version:
+            bare = Reader(ReadState((), state.version, state.file, state.verify), state.version.seq, self.life)
+            self._bare = bare
+        return bare
 
     # -- writing
 
@@ -265,7 +274,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
             self._engine.close()
         finally:
             if self.life.is_ended():
-                self.state = None
+                self.state = self._bare = None
                 self._finalizer.detach()
 
     def __enter__(self) -> Self:

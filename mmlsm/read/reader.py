@@ -18,13 +18,13 @@ import cython
 
 if cython.compiled:
     from cython.cimports.libc.stdint import int64_t, uint64_t
-    from cython.cimports.mmlsm.memory import key_hash
+    from cython.cimports.mmlsm.memory import compare, cut, key_hash
     from cython.cimports.mmlsm.read.entries import Entry, EntryTable
     from cython.cimports.mmlsm.read.life import Life
     from cython.cimports.mmlsm.read.merged import Merged
     from cython.cimports.mmlsm.read.segment import Segment
 else:
-    from mmlsm.memory import key_hash
+    from mmlsm.memory import compare, cut, key_hash
     from mmlsm.read.entries import Entry, EntryTable
     from mmlsm.read.life import Life
     from mmlsm.read.merged import Merged
@@ -208,12 +208,17 @@ class Reader:
         """A reader of one still state: itself, except for a Database."""
         return self
 
-    def merged(self) -> Merged:
-        """A walk over all sources of this reader's state, unpositioned."""
+    def opened(self) -> ReadState:
+        """The state that is read; ClosedError once there is none."""
         state: ReadState = self.state
         self.life.check()
         if state is None:
             raise ClosedError("this handle is closed")
+        return state
+
+    def merged(self) -> Merged:
+        """A walk over all sources of this reader's state, unpositioned."""
+        state: ReadState = self.opened()
         sources: list = []
         for i, table in enumerate(state.tables):
             live = self.live and i == 0
@@ -261,27 +266,50 @@ class Reader:
 
     def first(self) -> tuple[bytes, bytes] | None:
         """The pair with the least key, or None."""
-        return one(self.items(limit=1))
+        return self.nearest(b"", 0, True)
 
     def last(self) -> tuple[bytes, bytes] | None:
         """The pair with the greatest key, or None."""
-        return one(self.items(limit=1, reverse=True))
+        return self.nearest(None, -1, True)
 
     def floor(self, key: Key) -> tuple[bytes, bytes] | None:
         """The pair with the greatest key <= `key`, or None."""
-        return one(self.items(stop=as_key(key), include_stop=True, limit=1, reverse=True))
+        return self.nearest(as_key(key), -1, True)
 
     def ceiling(self, key: Key) -> tuple[bytes, bytes] | None:
         """The pair with the least key >= `key`, or None."""
-        return one(self.items(start=as_key(key), limit=1))
+        return self.nearest(as_key(key), 0, True)
 
     def lower(self, key: Key) -> tuple[bytes, bytes] | None:
         """The pair with the greatest key < `key`, or None."""
-        return one(self.items(stop=as_key(key), limit=1, reverse=True))
+        return self.nearest(as_key(key), -1, False)
 
     def higher(self, key: Key) -> tuple[bytes, bytes] | None:
         """The pair with the least key > `key`, or None."""
-        return one(self.items(start=as_key(key), include_start=False, limit=1))
+        return self.nearest(as_key(key), 0, False)
+
+    def nearest(self, key, side: cython.int, inclusive: cython.bint):
+        """The pair next to `key` (None: the end): below it (side -1) or above (0); `inclusive` allows the key itself."""
+        still: Reader = self.still()
+        merged: Merged = still.merged()
+        n: cython.Py_ssize_t = 0 if key is None else len(key)
+        target: bytes = b"" if key is None else key
+        if key is None:
+            merged.last()
+        elif side < 0:
+            merged.seek_le(target, n)
+        else:
+            merged.seek_ge(target, n)
+        if not inclusive and merged.current is not None and compare(
+            merged.current.key, 0, merged.current.key_bytes, target, 0, n
+        ) == 0:
+            if side < 0:
+                merged.prev()
+            else:
+                merged.next()
+        if merged.current is None:
+            return None
+        return cut(merged.current.key, 0, merged.current.key_bytes), merged.current.value()
 
     def count(self, start=None, stop=None, *, prefix=None, exact: bool = True) -> int:
         """How many keys lie in the range: by a scan, or from the parents alone with exact=False.
@@ -296,9 +324,9 @@ class Reader:
         if prefix is not None:
             start, stop = as_key(prefix), prefix_end(as_key(prefix))
         still: Reader = self.still()
-        still.life.check()
-        estimate = sum(len(table.entries) for table in still.state.tables) if start is None and stop is None else 0
-        for segment in still.state.segments:
+        state: ReadState = still.opened()
+        estimate = sum(len(table.entries) for table in state.tables) if start is None and stop is None else 0
+        for segment in state.segments:
             high = segment.entries if stop is None else segment.rank(as_key(stop))
             estimate += max(0, high - (0 if start is None else segment.rank(as_key(start))))
         return estimate
@@ -306,9 +334,9 @@ class Reader:
     def approximate_size(self, start=None, stop=None) -> int:
         """About how many bytes of the file the range takes, from the parents alone."""
         still: Reader = self.still()
-        still.life.check()
+        state: ReadState = still.opened()
         size = 0
-        for segment in still.state.segments:
+        for segment in state.segments:
             high = segment.entries if stop is None else segment.rank(as_key(stop))
             share = max(0, high - (0 if start is None else segment.rank(as_key(start))))
             size += segment.record.pages * 4096 * share // max(1, segment.entries)
@@ -327,10 +355,3 @@ def answer_entry(value, state: ReadState, what: int):
     if what == 3:
         return open_payload(state, value)
     return True
-
-
-def one(pairs):
-    """The only pair of a range of at most one, or None."""
-    for pair in pairs:
-        return pair
-    return None

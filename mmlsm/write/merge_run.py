@@ -88,7 +88,8 @@ def merge_segments(
 ) -> MergeResult:
     """Merge `segments`, newest first, into one.
 
-    `at_end` puts its nodes at the end of the file. `pause(done, total)` is called now and then with entries; what it raises stops the merge cleanly.
+    `at_end` puts its nodes at the end of the file.
+    `pause(done, total)` is called now and then with entries; what it raises stops the merge cleanly.
     """
     records = [segment.record for segment in segments]
     window = file.window(file.pages)
