@@ -361,8 +361,8 @@ def gather(engine: Engine, state: ReadState | None, seq: int) -> Stats:
         merges=engine.merger.merges if writing else 0,
         merge_bytes_written=engine.merger.bytes_written if writing else 0,
         install_bytes_written=store.bytes_installed if store is not None else 0,
-        stalls=engine.stalls,
-        stall_s=engine.stall_s,
+        stalls=engine.pressure.stalls if writing else 0,
+        stall_s=engine.pressure.stall_s if writing else 0.0,
         flush_error=str(engine.writer.error) if writing and engine.writer.error else None,
         merge_error=str(engine.merger.error) if writing and engine.merger.error else None,
     )

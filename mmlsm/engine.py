@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -35,9 +34,9 @@ from mmlsm.space.reclaim import Reclaimer
 from mmlsm.write.commit import Committer
 from mmlsm.write.flush import flush
 from mmlsm.write.log import LogWriter, new_epoch
-from mmlsm.write.merge_policy import RUNS_SLOW, RUNS_STOP
 from mmlsm.write.merger import Merger
 from mmlsm.write.pins import Pins
+from mmlsm.write.pressure import BackPressure
 from mmlsm.write.recovery import (
     Replay,
     Root,
@@ -51,7 +50,7 @@ from mmlsm.write.recovery import (
 )
 from mmlsm.write.store import Edit, Store
 from mmlsm.write.values import ValueWriter
-from mmlsm.write.writer import SEALED_MOST, Writer
+from mmlsm.write.writer import Writer
 
 POISON = b"\xdd" * limits.PAGE_BYTES
 
@@ -65,8 +64,6 @@ class Engine:
         self.pins = Pins(debug=settings.debug)
         self.write_lock = FairLock(settings.debug)
         self.committer: Committer | None = None
-        self.stalls = 0
-        self.stall_s = 0.0
         self._begin_lock = threading.Lock()
         self._close_lock = threading.Lock()
         self._on_publish: Callable[[int], object] = lambda seq: None
@@ -150,6 +147,7 @@ class Engine:
             self._flush_replayed(store, replay)
         self.writer = Writer(store)
         self.merger = Merger(store)
+        self.pressure = BackPressure(store, self.writer, self.merger, self.life)
         store.on_install.append(self.merger.wake)
         store.on_install.append(self.writer.tell_progress)
         self.writer.start()
@@ -232,7 +230,7 @@ class Engine:
             if not locked:
                 if self.write_lock.owner == threading.get_ident():
                     raise Error("this thread has a write transaction open: write through it, or end it first")
-                self._slow_down()
+                self.pressure.slow_down()
         except BaseException:
             if locked:
                 self.write_lock.release()
@@ -242,38 +240,12 @@ class Engine:
             self.writer.note_group_commit()
         return seq
 
-    def _slow_down(self) -> None:
-        """Back-pressure: commits wait while flushes are SEALED_MOST memtables behind, or merges RUNS_STOP runs; from
-        RUNS_SLOW runs on each commit sleeps a millisecond for each run too many. Counted in `stats()`."""
-        store = self.store
-        assert store is not None
-        sealed = len(store.state.tables) - 1
-        runs = len(store.state.version.segments) if self.settings.auto_merge else 0
-        if sealed < SEALED_MOST and runs < RUNS_SLOW:
-            return
-        self.stalls += 1
-        if sealed >= SEALED_MOST or runs >= RUNS_STOP:
-
-            def ready() -> bool:
-                self.life.check_open()
-                merging = self.settings.auto_merge and self.merger.error is None
-                state = store.state
-                return len(state.tables) - 1 < SEALED_MOST and (
-                    not merging or len(state.version.segments) < RUNS_STOP
-                )
-
-            self.stall_s += self.writer.wait_until_flushed(ready)
-        else:
-            pause = 0.001 * (runs - RUNS_SLOW + 1)
-            time.sleep(pause)
-            self.stall_s += pause
-
     def lock_for_writing(self, timeout: float | None) -> None:
         """Take the write lock, first come first served; LockTimeout when it is not free in time."""
         if self.write_lock.owner == threading.get_ident():
             raise Error("this thread has a write transaction open already: end it before beginning another")
         self._begin_committing()
-        self._slow_down()
+        self.pressure.slow_down()
         if not self.write_lock.acquire(timeout):
             raise LockTimeout(f"the write lock was not free within {timeout} seconds")
         try:

@@ -289,7 +289,7 @@ class Reader:
         return self.nearest(as_key(key), 0, False)
 
     def nearest(self, key, side: cython.int, inclusive: cython.bint):
-        """The pair next to `key` (None: the end): below it (side -1) or above (0); `inclusive` allows the key itself."""
+        """The pair next to `key` (None: the end), below (side -1) or above (0); `inclusive` allows the key itself."""
         still: Reader = self.still()
         merged: Merged = still.merged()
         n: cython.Py_ssize_t = 0 if key is None else len(key)

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from mmlsm.write.memtable import Memtable
 
 RETRY_S = 0.5
-SEALED_MOST = 3
-"""With this many sealed memtables commits wait for a flush."""
-
 
 class Writer(threading.Thread):
     """`wake()` after a seal; `stop()` and join at close."""
