@@ -16,11 +16,13 @@ I5. Ctrl-C at any step leaves at worst `order` dropped and `doubtful` or `remade
 from __future__ import annotations
 
 import threading
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import cython
 from sortedcontainers import SortedList
+
+from mmlsm.read.ordering import in_order
 
 if cython.compiled:
     from cython.cimports.cpython.ref import Py_REFCNT
@@ -138,11 +140,11 @@ class EntryTable:
         self.order = None  # until it is whole again (I5)
         if order is None:
             twice = True  # some of what we take from `entries` may still come by way of `fresh`
-            order = SortedList(set(self.entries).union(keys))
+            order = SortedList(chain.from_iterable(in_order(list(set(self.entries).union(keys)))))
         else:
             if twice or self.doubtful:
                 keys = [key for key in dict.fromkeys(keys) if key not in order]
-            order.update(keys)
+            order.update(chain.from_iterable(in_order(keys)))
         self.order = order
         del fresh[:count]
         self.remade = twice

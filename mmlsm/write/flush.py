@@ -8,13 +8,11 @@ I2. Overflow values that the newest versions refer to become the segment's; thos
 
 from __future__ import annotations
 
-import random
-from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mmlsm.format.manifest import Level, Reference, SegmentRecord
+from mmlsm.read.ordering import in_order
 from mmlsm.space.extents import Extent
 from mmlsm.write.merge_run import node_bytes
 from mmlsm.write.segment_writer import SegmentWriter, pack_value
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
 
 ITEMS_A_STEP = 1000
 """Entries between two chances for other threads to take the GIL."""
-
-KEYS_A_SORT = 8192
-"""Keys sorted in one go, some milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +64,6 @@ def write_memtable(store: Store, channel: Channel, table: Memtable) -> Flushed:
     if record is not None and kept:
         record = replace(record, pages=record.pages + sum(extent.count for extent in kept))
     return Flushed(record, writer.reserved, kept, writer.bytes_written)
-
-
-def in_order(keys: list[bytes]) -> Iterator[list[bytes]]:
-    """The keys in order, a piece at a time: one sort of all would keep every other thread waiting for the GIL."""
-    if len(keys) <= KEYS_A_SORT:
-        yield sorted(keys)
-        return
-    bounds = sorted(random.sample(keys, len(keys) // KEYS_A_SORT))
-    pieces: list[list[bytes]] = [[] for _ in range(len(bounds) + 1)]
-    for key in keys:
-        pieces[bisect_right(bounds, key)].append(key)
-    for piece in pieces:
-        piece.sort()
-        yield piece
 
 
 def flush(
