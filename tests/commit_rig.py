@@ -72,8 +72,8 @@ class CommitRig(LogRig):
 
     def note(self, before: Callable[[str], object] = lambda name: None) -> list[str]:
         """From now on I/O is noted in `calls`; `before` is called with each name first, and may wait or raise."""
-        self.committer._channel = NotingChannel(self.committer._channel, self.calls, before)  # type: ignore[assignment]
-        self.committer._sync_channel = NotingChannel(self.committer._sync_channel, self.calls, before)  # type: ignore[assignment]
+        for name in ("_channel", "_sync_channel"):
+            setattr(self.committer, name, NotingChannel(getattr(self.committer, name), self.calls, before))
         return self.calls
 
     def seal(self) -> None:

@@ -51,10 +51,40 @@ class History:
         return values[at - 1] if at else None
 
 
+def read(tables: tuple, key: bytes, seq: int) -> object:
+    for table in tables:
+        entry = table.lookup(key, seq)
+        if entry is not None:
+            return entry.value
+    return None
+
+
+def check_observed(
+    rig: CommitRig,
+    observed: list[tuple[int, dict[bytes, object]]],
+    live: list[tuple[int, int, bytes, object]],
+    total: int,
+) -> None:
+    """What snapshots and point reads saw, against the log."""
+    rig.committer.sync()
+    assert rig.published == list(range(1, total + 1)), "each is published once, in order"
+    history = History(rig)
+    assert history.last == rig.committer.last_seq == total
+    assert len(observed) > 10
+    assert len(live) > 10
+    for seq, state in observed:
+        assert state == {key: history.at(key, seq) for key in KEYS}, f"not the state after commit {seq}"
+    for before, after, key, value in live:
+        assert any(history.at(key, seq) == value for seq in range(before, after + 1)), "neither old nor new"
+    for table in rig.tables:
+        table.check()
+    reserved = sum(extent.count for extent in rig.log.extents) + (rig.log._spare.count if rig.log._spare else 0)
+    assert sum(extent.count for extent in rig.allocator.reserved_extents()) == reserved
+
+
 @pytest.mark.parametrize("slow_disk", [False, True])
 def test_mixed_durabilities_publish_one_order_of_prefix_states(seed, effort, hurried, slow_disk):
     rig = CommitRig(memtable_bytes=60_000, log_extent_bytes=8192)
-    rng = random.Random(seed)
     if slow_disk:
         rig.note(lambda name: time.sleep(0.0002 if name == "pwrite" else 0.001))
     committer, pins = rig.committer, rig.pins
@@ -118,13 +148,6 @@ def test_mixed_durabilities_publish_one_order_of_prefix_states(seed, effort, hur
             rig.log.prepare()
             time.sleep(0.001)
 
-    def read(tables: tuple, key: bytes, seq: int) -> object:
-        for table in tables:
-            entry = table.lookup(key, seq)
-            if entry is not None:
-                return entry.value
-        return None
-
     readers = [lambda: snapshots(50), lambda: snapshots(51), gets, syncs]
     writers = 6
     count = (25 if slow_disk else 120) * effort
@@ -136,21 +159,7 @@ def test_mixed_durabilities_publish_one_order_of_prefix_states(seed, effort, hur
             stop.set()
 
     in_threads(write_all, *readers, timeout=110 * effort)
-    rng.shuffle(observed)
-    committer.sync()
-    assert rig.published == list(range(1, writers * count + 1)), "each is published once, in order"
-    history = History(rig)
-    assert history.last == committer.last_seq == writers * count
-    assert len(observed) > 10
-    assert len(live) > 10
-    for seq, state in observed:
-        assert state == {key: history.at(key, seq) for key in KEYS}, f"not the state after commit {seq}"
-    for before, after, key, value in live:
-        assert any(history.at(key, seq) == value for seq in range(before, after + 1)), "neither old nor new"
-    for table in rig.tables:
-        table.check()
-    reserved = sum(extent.count for extent in rig.log.extents) + (rig.log._spare.count if rig.log._spare else 0)
-    assert sum(extent.count for extent in rig.allocator.reserved_extents()) == reserved
+    check_observed(rig, observed, live, writers * count)
 
 
 def test_no_wake_up_is_lost_over_many_groups(seed, effort, hurried):
