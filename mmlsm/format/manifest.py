@@ -81,7 +81,8 @@ class SegmentRecord:
 
     id: int
     installed: int
-    """The install number that made it live."""
+    """The install number that made it live; where it refers to overflow extents that were there before it, the first
+    install that could see one of them."""
     root_page: int
     root_pages: int
     root_sum: int

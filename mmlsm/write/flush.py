@@ -88,7 +88,8 @@ def flush(
     def levels(present: tuple[Level, ...], number: int) -> tuple[Level, ...]:
         if flushed.record is None:
             return present
-        run = (replace(flushed.record, installed=number),)
+        # Versions from before the flush see, through the memtable, the extents that become the segment's.
+        run = (replace(flushed.record, installed=0 if flushed.kept else number),)
         return ((run, *(present[0] if present else ())), *present[1:])
 
     commit = list(flushed.written)

@@ -40,7 +40,7 @@ class MergeResult:
 
     record: SegmentRecord | None
     written: tuple[Extent, ...]
-    unlinked: tuple[Extent, ...]
+    unlinked: tuple[tuple[tuple[Extent, ...], int], ...]
     bytes_written: int
     entries_in: int
 
@@ -54,6 +54,11 @@ class NodeWalk:
         self.extents: list[tuple[int, int]] = []
         if record.filter is not None:
             self.extents.append((record.filter.page, record.filter.pages))
+
+    def birth(self, latest: int) -> int:
+        """Since which install its nodes and filter could be seen, at most `latest`: what the root's header says."""
+        header = self.pages.file.pread(self.record.root_page * limits.PAGE_BYTES, limits.NODE_HEADER_BYTES)
+        return min(max(self.record.installed, int.from_bytes(header[8:16], "little")), latest)
 
     def leaves(self) -> Iterator[list[int]]:
         """Page numbers of the leaves, a parent's at a time."""
@@ -115,13 +120,15 @@ def merge_segments(
     except BaseException:
         writer.abandon()
         raise
-    nodes = [extent for walk in walks for extent in walk.extents]
-    unlinked = joined(nodes + dropped)
+    oldest = min(record.installed for record in records)
+    unlinked = [(joined(walk.extents), walk.birth(birth - 1)) for walk in walks]
+    unlinked.append((joined(dropped), oldest))
     written = tuple(writer.reserved)
     if record is not None:
-        kept = sum(record.pages for record in records) - sum(extent.count for extent in unlinked)
-        record = replace(record, pages=record.pages + kept)
-    return MergeResult(record, written, unlinked, writer.bytes_written, core.entries_in)
+        kept = sum(record.pages for record in records)
+        kept -= sum(extent.count for extents, _ in unlinked for extent in extents)
+        record = replace(record, pages=record.pages + kept, installed=oldest if record.overflow else birth)
+    return MergeResult(record, written, tuple(unlinked), writer.bytes_written, core.entries_in)
 
 
 def drive(

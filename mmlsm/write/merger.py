@@ -226,17 +226,17 @@ class Merger(threading.Thread):
         """Put the result in the place of the runs that it was made of, whatever was flushed meanwhile."""
         store = self.store
         merged = {record.id for record in inputs}
-        born = min(record.installed for record in inputs)
 
         def levels(present: tuple[Level, ...], number: int) -> tuple[Level, ...]:
             runs = [run for level in present for run in level]
             at = next(i for i, run in enumerate(runs) if run[0].id in merged)
             rest = [run for run in runs if run[0].id not in merged]
             if result.record is not None:
-                rest.insert(at, (replace(result.record, installed=number),))
+                record = result.record
+                rest.insert(at, (record if record.overflow else replace(record, installed=number),))
             return (tuple(rest),) if rest else ()
 
-        edit = Edit(levels=levels, commit=list(result.written), retire=[(list(result.unlinked), born)])
+        edit = Edit(levels=levels, commit=list(result.written), retire=[(list(extents), born) for extents, born in result.unlinked])
         try:
             store.install(channel, edit)
         except BaseException:
