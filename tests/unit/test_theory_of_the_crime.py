@@ -219,3 +219,25 @@ def test_merges_share_overflow_extents_and_readers_keep_them(open_db: Callable[.
         assert dict(reader.items()) == want
     for reader, want in readers:
         assert dict(reader.items()) == want
+
+
+def test_a_snapshot_from_before_the_flush_keeps_what_its_memtable_refers_to(open_db: Callable[..., Any]) -> None:
+    db = open_db(auto_merge=False)
+    value = random.Random(1).randbytes(70_000)
+    db.put(b"k", io.BytesIO(value))
+    before = db.snapshot()
+    db._engine.flush()
+    after = db.snapshot()
+    db.put(b"k", b"new")
+    for _ in range(3):
+        db.compact()
+        db.put(b"other", b"fills what is free" * 5000)
+    assert before[b"k"] == value
+    assert after[b"k"] == value
+    before.close()
+    db.compact()
+    assert after[b"k"] == value
+    view = after.get_view(b"k")
+    after.close()
+    db.compact()
+    assert view == value
