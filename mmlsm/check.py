@@ -133,7 +133,7 @@ class Checker:
 
     def segment(self, record: SegmentRecord) -> int:
         """Prove one segment; its pages."""
-        pages = Pages(self.file, self.file.window(self.file.pages), "first-read", record.id)
+        pages = Pages(self.file, self.file.whole_window(), "first-read", record.id)
         before = (self.report.entries, self.report.tombstones)
         root = (record.root_page, record.root_pages, record.root_sum)
         self.report.segments += 1

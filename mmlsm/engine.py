@@ -317,9 +317,11 @@ class Engine:
         assert store is not None
         with store.install_lock, store.order_lock:
             version = store.state.version
+            # Reservations come and go meanwhile, but none becomes live, and the file is not cut.
+            promised = self.allocator.reserved_extents()
             used = self.allocator.live_bits()
             reserved = Bitmap(used.pages)
-            for extent in self.allocator.reserved_extents():
+            for extent in promised:
                 reserved.set(*extent)
             log = list(self.committer.log.extents) if self.committer is not None else []
             # A flush that has just been installed retired some, and has not yet told the log.
@@ -333,7 +335,7 @@ class Engine:
                 [extent for retirement in self.reclaimer.pending() for extent in retirement.extents],
                 list(log),
                 list(reserved.extents()),
-                self.allocator.total,
+                used.pages,
             )
         return layout, version
 

@@ -22,7 +22,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mmlsm import memory
 from mmlsm.channel import UNSUPPORTED, Channel, refused, write_all
@@ -37,6 +37,8 @@ WINDOW_BYTES: Final = 64 << 30
 """Address space of a compiled window to begin with."""
 
 _BLANK_BYTES_MAX: Final = 1 << 20
+
+_Map = TypeVar("_Map")
 
 _files: weakref.WeakSet[File] = weakref.WeakSet()
 
@@ -218,14 +220,34 @@ class File(abc.ABC):
         self.check()
         return window
 
+    def whole_window(self) -> memory.Window:
+        """A map of all pages that the file has. It may be cut meanwhile, but never off a page that is in use."""
+        while True:
+            pages = self.pages
+            try:
+                return self.window(pages)
+            except CorruptionError:
+                if self.pages >= pages:
+                    raise
+
     def _new_window(self, pages: int) -> memory.Window:
-        there = self._check_there(pages)
         try:
             if not memory.COMPILED:
-                return memory.Window.over(self.system.map(self._data.fd, there * PAGE_BYTES))
+                return memory.Window.over(self._map_all(pages, self.system.map))
+            self._check_there(pages)
             return self._reserve_window(pages * PAGE_BYTES)
         except OSError as error:
             raise refused(error, f"mapping {pages} pages") from error
+
+    def _map_all(self, pages: int, call: Callable[..., _Map], *arguments: Any) -> _Map:
+        """A map of the whole file, which has at least that many pages."""
+        while True:
+            there = self._check_there(pages)
+            try:
+                return call(self._data.fd, there * PAGE_BYTES, *arguments)
+            except ValueError:  # it was cut since we looked, so look again
+                if self.pages == there:
+                    raise
 
     def _reserve_window(self, least_bytes: int) -> memory.Window:
         length = WINDOW_BYTES
@@ -242,11 +264,10 @@ class File(abc.ABC):
                 length = max(length // 2, least_bytes)
 
     def pinned_map(self, pages: int, owner: object) -> PinnedMap:
-        """A map of the first `pages` pages of its own; it and every slice of it keep `owner` alive."""
+        """A map of its own, of at least the first `pages` pages; it and every slice of it keep `owner` alive."""
         self.check()
-        self._check_there(pages)
         try:
-            return self.system.pinned_map(self._data.fd, pages * PAGE_BYTES, owner)
+            return self._map_all(pages, self.system.pinned_map, owner)
         except OSError as error:
             raise refused(error, f"mapping {pages} pages") from error
 

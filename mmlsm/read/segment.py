@@ -66,7 +66,7 @@ class Segment(Pages):
     """One segment of a version, opened: its record and the window to read it through."""
 
     def __init__(self, file, record: SegmentRecord, verify: str) -> None:
-        Pages.__init__(self, file, file.window(file.pages), verify, record.id)
+        Pages.__init__(self, file, file.whole_window(), verify, record.id)
         self.record = record
         self.lock = RWLock()
         self.root_page = record.root_page

@@ -47,10 +47,13 @@ class Version:
             segment.lock.acquire_shared()
 
     def pinned_map(self, file: File, pages: int) -> Any:
-        """Interpreted mode: a map of the file whose slices keep this version alive."""
-        mapping = self._maps.get(pages)
-        if mapping is None:
-            mapping = self._maps[pages] = file.pinned_map(pages, self)
+        """Interpreted mode: a map of at least `pages` pages whose slices keep this version alive."""
+        for reference in self._maps.valuerefs():  # a copy: other threads may add to it
+            mapping = reference()
+            if mapping is not None and len(mapping) >= pages * 4096:
+                return mapping
+        mapping = file.pinned_map(pages, self)
+        self._maps[len(mapping)] = mapping
         return mapping
 
     def ended(self) -> Version:

@@ -37,5 +37,5 @@ else:
 
     def view_of(version, file, window, start, length):
         """A read-only memoryview of `length` bytes at byte `start` of the file that pins `version`."""
-        mapping = version.pinned_map(file, file.pages)
+        mapping = version.pinned_map(file, max(1, (start + length + 4095) >> 12))
         return memoryview(mapping)[start : start + length]

@@ -97,7 +97,7 @@ def merge_segments(
     `pause(done, total)` is called now and then with entries; what it raises stops the merge cleanly.
     """
     records = [segment.record for segment in segments]
-    window = file.window(file.pages)
+    window = file.whole_window()
     walks = [NodeWalk(Pages(file, window, settings.verify, record.id), record) for record in records]
     total = sum(record.entries for record in records)
     writer = SegmentWriter(

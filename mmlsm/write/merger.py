@@ -81,7 +81,7 @@ class Merger(threading.Thread):
         request = Compaction(progress)
         with self.lock:
             if self.stopping or self.fault is not None:
-                request.finish(Error(f"the merge thread has ended ({self.fault!r})"))
+                request.finish(Error(f"the merge thread has failed: {self.fault!r}") if self.fault else gone())
             self.compactions.append(request)
         self.wake()
         return request
@@ -114,7 +114,7 @@ class Merger(threading.Thread):
                 break
             if not busy:
                 self.drain(block=True)
-        self.fail_compactions(ClosedError("the database was closed before the compaction was done"))
+        self.fail_compactions(gone())
         if self.channel is not None:
             with contextlib.suppress(Error):
                 self.channel.close()
@@ -236,7 +236,8 @@ class Merger(threading.Thread):
                 rest.insert(at, (record if record.overflow else replace(record, installed=number),))
             return (tuple(rest),) if rest else ()
 
-        edit = Edit(levels=levels, commit=list(result.written), retire=[(list(extents), born) for extents, born in result.unlinked])
+        retire = [(list(extents), born) for extents, born in result.unlinked]
+        edit = Edit(levels=levels, commit=list(result.written), retire=retire)
         try:
             store.install(channel, edit)
         except BaseException:
@@ -288,6 +289,11 @@ class Merger(threading.Thread):
             waiting, self.compactions = self.compactions, []
         for request in waiting:
             request.finish(error)
+
+
+def gone() -> ClosedError:
+    """For who waits for a compaction when the database is closed."""
+    return ClosedError("the database was closed before the compaction was done")
 
 
 class Compaction:
