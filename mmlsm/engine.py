@@ -244,7 +244,9 @@ class Engine:
         """Take the write lock, first come first served; LockTimeout when it is not free in time."""
         if self.write_lock.owner == threading.get_ident():
             raise Error("this thread has a write transaction open already: end it before beginning another")
-        self._begin_committing()
+        committer = self._begin_committing()
+        if committer.failure is not None or self.file.failure is not None:
+            raise committer.refusal()
         self.pressure.slow_down()
         if not self.write_lock.acquire(timeout):
             raise LockTimeout(f"the write lock was not free within {timeout} seconds")

@@ -75,13 +75,13 @@ class Writer(threading.Thread):
         self.wakeups.put(True)
 
     def wait_until_flushed(self, ready: Callable[[], bool]) -> float:
-        """Wait until `ready`; the seconds it took. The flush's error when it cannot go on."""
-        begun = time.monotonic()
+        """Wait until `ready`; the seconds it took. The flush's error when it cannot go on: of a try from now on."""
+        begun, earlier = time.monotonic(), self.error
         with self.progress:
             while not ready():
                 self.store.file.check_writable()
-                if self.error is not None:
-                    raise self.error
+                if (error := self.error) is not None and error is not earlier:
+                    raise error
                 if self.fault is not None:
                     raise Error(f"the writer thread has failed: {self.fault!r}") from self.fault
                 if self.stopping and not self.is_alive():
