@@ -214,7 +214,7 @@ def test_a_file_that_is_not_ours_is_refused_untouched(path: Path) -> None:
     for content in (b"x", b"SQLite format 3\0" + bytes(8192), os.urandom(5000), b"\1" * 100_000, b"mmlsm"):
         path.write_bytes(content)
         for readonly in (False, True):
-            with pytest.raises(mmlsm.FormatError, match="not an mmlsm"):
+            with pytest.raises(mmlsm.FormatError, match="mmlsm database"):
                 mmlsm.open(path, readonly=readonly)
             assert path.read_bytes() == content
 

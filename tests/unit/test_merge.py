@@ -1,0 +1,180 @@
+"""Merges: the newest of equal keys, tombstones that may go, overflow extents that move, a stop at any moment."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import Any
+
+import pytest
+
+import mmlsm
+import proof
+from mmlsm.write.merge_run import Stopped, merge_segments
+from segment_rig import Pairs, SegmentRig, check_segment
+
+
+def merged(rig: SegmentRig, layers: list[Pairs], *, bottom: bool = True) -> tuple[Any, Any]:
+    """The segments of these layers, newest first, merged; the result, and the segment made of it."""
+    from mmlsm.read.segment import Segment
+
+    segments = [rig.write({**layer}) for layer in layers]
+    result = merge_segments(
+        rig.file, rig.channel, rig.allocator, rig.settings, segments,
+        drop_tombstones=bottom, with_filter=not bottom, birth=9, segment_id=99, pause=lambda done, total: None,
+    )  # fmt: skip
+    return result, None if result.record is None else Segment(rig.file, result.record, "first-read")
+
+
+def newest(layers: list[Pairs]) -> Pairs:
+    found: Pairs = {}
+    for layer in reversed(layers):
+        found |= layer
+    return dict(sorted(found.items()))
+
+
+@pytest.mark.parametrize("entries_max", [2, 5, 8192])
+@pytest.mark.parametrize("bottom", [True, False])
+def test_random_layers(entries_max: int, bottom: bool, seed: int) -> None:
+    rng = random.Random(f"{entries_max} {bottom} {seed}")
+    for _ in range(8):
+        rig = SegmentRig(node_entries_max=entries_max)
+        keys = [b"%02d" % i * rng.choice([1, 1, 1, 400]) for i in range(40)] + [b"", b"\0", b"\xff" * 700]
+        layers = []
+        for _ in range(rng.randrange(1, 6)):
+            layer: Pairs = {
+                key: None if rng.random() < 0.3 else rng.randbytes(rng.choice([0, 3, 60, 1500, 70_000]))
+                for key in keys
+                if rng.random() < rng.choice([0.1, 0.9])
+            }
+            layers.append(layer or {b"only": None})
+        result, segment = merged(rig, layers, bottom=bottom)
+        want = newest(layers)
+        live = {key: value for key, value in want.items() if value is not None}
+        kept = live if bottom else want
+        assert result.entries_in == sum(map(len, layers))
+        if segment is None:
+            assert not kept
+            continue
+        assert (segment.record.entries, segment.record.tombstones) == (len(kept), len(kept) - len(live))
+        assert (segment.record.first_key, segment.record.last_key) == (min(kept), max(kept))
+        check_segment(rig.reader(segment), want)
+        # every page is the result's, or let go: nothing is lost between them
+        gone = sum(extent.count for extents, _ in result.unlinked for extent in extents)
+        reserved = sum(extent.count for extent in rig.allocator.reserved_extents())
+        assert segment.record.pages + gone == reserved
+
+
+def test_nothing_left_is_no_segment() -> None:
+    rig = SegmentRig()
+    result, segment = merged(rig, [{b"a": None, b"b": None}, {b"a": b"1", b"b": bytes(5000)}])
+    assert segment is None
+    assert result.record is None
+    assert result.written == ()
+    assert sum(extent.count for extents, _ in result.unlinked for extent in extents) == sum(
+        extent.count for extent in rig.allocator.reserved_extents()
+    )
+
+
+def test_a_merge_that_is_stopped_gives_everything_back() -> None:
+    rig = SegmentRig(node_entries_max=4)
+    segments = [rig.write({b"%d %05d" % (layer, i): bytes(900) for i in range(3000)}) for layer in range(2)]
+    before = rig.allocator.reserved_extents()
+
+    def stop(done: int, total: int) -> None:
+        assert 0 < done <= total == 6000
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        merge_segments(
+            rig.file, rig.channel, rig.allocator, rig.settings, segments,
+            drop_tombstones=True, with_filter=False, birth=9, segment_id=99, pause=stop,
+        )  # fmt: skip
+    assert rig.allocator.reserved_extents() == before
+
+
+def test_progress_that_raises_stops_a_compaction_cleanly(open_db: Any) -> None:
+    db = open_db(auto_merge=False, node_entries_max=8, leaf_bytes=4096)
+    want = {}
+    for layer in range(3):
+        pairs = {b"%05d" % i: b"%d" % layer * 300 for i in range(layer, 6000, 2)}
+        want |= pairs
+        db.update(pairs)
+        db._engine.flush()
+    seen: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        db.compact(progress=progress)
+    assert all(done <= total for done, total in seen)
+    proof.prove(db)
+    assert dict(db.items()) == want
+    db.compact(progress=lambda done, total: None)
+    assert len(db.stats().segments) == 1
+    assert dict(db.items()) == want
+
+
+def test_tombstones_go_when_nothing_older_can_hold_the_key(open_db: Any) -> None:
+    db = open_db(auto_merge=False)
+    db.update({b"%d" % i: b"" for i in range(100)})
+    db._engine.flush()
+    with db.batch() as batch:
+        for i in range(100):
+            batch.delete(b"%d" % i)
+    db._engine.flush()
+    assert sum(segment.tombstones for segment in db.stats().segments) == 100
+    db.compact()
+    assert db.stats().segments == ()
+    assert len(db) == 0
+
+
+def test_an_idle_database_converges_to_one_run(open_db: Any) -> None:
+    db = open_db(memtable_bytes=4096)
+    want = {}
+    for i in range(400):
+        want[b"%03d" % (i % 130)] = b"%d" % i * 10
+        db.put(b"%03d" % (i % 130), want[b"%03d" % (i % 130)])
+    db._engine.flush()
+    deadline = time.monotonic() + 30
+    while len(db.stats().segments) > 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(db.stats().segments) == 1
+    assert dict(db.items()) == want
+
+
+def test_many_small_commits_leave_few_runs(open_db: Any) -> None:
+    db = open_db(memtable_bytes=4096)
+    most = 0
+    for i in range(3000):
+        db.put(b"%05d" % (i * 7919 % 3000), bytes(40))
+        if i % 100 == 0:
+            most = max(most, len(db.stats().levels[0]) if db.stats().levels else 0)
+    assert most <= 24
+    assert len(db) == 3000
+
+
+def test_writes_go_on_beside_a_compaction(open_db: Any) -> None:
+    db = open_db(auto_merge=False)
+    db.update({b"%05d" % i: bytes(200) for i in range(5000)})
+    done = threading.Event()
+
+    def compact() -> None:
+        for _ in range(3):
+            db.compact()
+        done.set()
+
+    thread = threading.Thread(target=compact)
+    thread.start()
+    n = 0
+    while not done.is_set():
+        db.put(b"n", b"%d" % n)
+        assert db[b"n"] == b"%d" % n
+        n += 1
+    thread.join()
+    assert len(db) == 5001
+    assert isinstance(db.stats(), mmlsm.Stats)

@@ -1,0 +1,297 @@
+"""Durability and recovery: what a copy of the file at any moment opens to; calls that fail; syncs that are demanded."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+import mmlsm
+import proof
+from mmlsm.file import System
+from mmlsm.limits import PAGE_BYTES
+from mmlsm.settings import Settings
+
+
+def copy_of(db: mmlsm.Database, to: Path) -> Path:
+    """The file as a kill would leave it now."""
+    with db._engine.store.install_lock:
+        shutil.copyfile(db.path, to)
+    return to
+
+
+@pytest.mark.parametrize("durability", ["full", "group"])
+def test_a_commit_that_returned_survives_a_kill(path: Path, durability: str) -> None:
+    copy = path.with_name("copy.db")
+    with mmlsm.Database(path, Settings(durability=durability, memtable_bytes=8192)) as db:  # type: ignore[arg-type]
+        for i in range(60):
+            db.put(b"%02d" % i, bytes(i * 20))
+            if i % 7 == 0:
+                db.put(b"large", io.BytesIO(bytes([i]) * 200_000))
+            if i % 20 == 0:
+                db._engine.flush()
+            proof.prove_file(copy_of(db, copy))
+            with mmlsm.open(copy) as again:
+                assert dict(again.items()) == dict(db.items())
+                assert again.seq >= db.seq
+
+
+def test_commits_that_were_not_synced_are_lost_from_the_end_only(path: Path) -> None:
+    copy = path.with_name("copy.db")
+    with mmlsm.Database(path, Settings(durability="off")) as db:
+        synced = 0
+        for i in range(300):
+            with db.batch() as batch:
+                batch.put(b"n", b"%d" % (i + 1))
+                batch.put(b"%03d" % i, bytes(50))
+            if i % 50 == 30:
+                db.sync()
+                synced = i + 1
+            if i % 10 == 0:
+                with mmlsm.open(copy_of(db, copy)) as again:
+                    n = int(again.get(b"n", b"0"))
+                    assert synced <= n <= i + 1
+                    assert len(again) == n + (n > 0)
+
+
+def test_no_seq_is_given_twice_across_a_kill(path: Path) -> None:
+    copy = path.with_name("copy.db")
+    seqs: list[int] = []
+    shutil.rmtree(path, ignore_errors=True)
+    for life in range(5):
+        with mmlsm.Database(path, Settings(durability="off")) as db:
+            for i in range(3):
+                db.put(b"%d" % i, b"%d" % life)
+                seqs.append(db.seq)
+            if life % 2:
+                db.sync()
+            copy_of(db, copy)
+        shutil.move(copy, path)
+    assert seqs == sorted(set(seqs))
+
+
+def test_the_tail_of_the_log_cut_anywhere_gives_a_prefix(path: Path) -> None:
+    """Recovery believes a record only as far as its sums: any cut, any changed byte, ends the log there."""
+    copy = path.with_name("copy.db")
+    with mmlsm.Database(path, Settings(durability="full")) as db:
+        for i in range(12):
+            db.put(b"%02d" % i, b"v%d" % i * 30)
+        log = db._engine.committer.log
+        start, end = log.extents[0].first * PAGE_BYTES, log.position.offset
+        copy_of(db, copy)
+    whole = copy.read_bytes()
+    rng = random.Random(1)
+    lengths = set()
+    for _ in range(60):
+        at = rng.randrange(start, end)
+        damaged = bytearray(whole)
+        if rng.random() < 0.5:
+            damaged[at] ^= 0x40
+        else:
+            damaged[at:end] = bytes(end - at)
+        copy.write_bytes(damaged)
+        with mmlsm.open(copy) as db:
+            keys = list(db)
+            assert keys == [b"%02d" % i for i in range(len(keys))]
+            assert all(db[key] == b"v%d" % int(key) * 30 for key in keys)
+            db[b"new"] = b"after"
+        with mmlsm.open(copy) as db:
+            assert list(db) == [*keys, b"new"], "no record of the earlier life comes back"
+            assert proof.prove(db).log == 0
+        lengths.add(len(keys))
+    assert len(lengths) > 4
+
+
+def test_recovery_is_repeated_until_it_is_durable(path: Path) -> None:
+    """A copy of the log, opened and killed at once, again and again, loses nothing."""
+    copy = path.with_name("copy.db")
+    want = {b"%03d" % i: bytes(i) for i in range(100)}
+    with mmlsm.Database(path, Settings(durability="full")) as db:
+        db.update(want)
+        copy_of(db, copy)
+    for _ in range(4):
+        with mmlsm.open(copy, readonly=True) as reader:
+            assert dict(reader.items()) == want
+        db = mmlsm.open(copy)
+        assert dict(db.items()) == want
+        other = copy_of(db, path.with_name("other.db"))
+        db.close()
+        shutil.move(other, copy)
+    proof.prove_file(copy)
+
+
+def test_one_superblock_is_enough_and_the_other_is_mended(path: Path) -> None:
+    with mmlsm.open(path) as db:
+        db[b"a"] = b"1"
+    for slot in (0, 1, 0):
+        data = bytearray(path.read_bytes())
+        data[slot * PAGE_BYTES + 64] ^= 0xFF
+        path.write_bytes(data)
+        with mmlsm.open(path, readonly=True) as db:
+            assert db[b"a"] == b"1"
+        assert path.read_bytes() == bytes(data)
+        with mmlsm.open(path) as db:
+            assert db[b"a"] == b"1"
+        data = bytearray(path.read_bytes())
+        assert data[:512] == data[PAGE_BYTES : PAGE_BYTES + 512]
+
+
+class Noting(System):
+    """Notes what is done to the file, and refuses what it is told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.refuse: dict[str, OSError] = {}
+
+    def note(self, name: str, offset: int = -1) -> None:
+        self.calls.append((name, offset))
+        if name in self.refuse:
+            raise self.refuse[name]
+
+    def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
+        self.note("write", offset)
+        return super().pwrite(fd, data, offset)
+
+    def pwrite_durably(self, fd: int, data: memoryview, offset: int) -> int:
+        self.note("durable", offset)
+        return super().pwrite_durably(fd, data, offset)
+
+    def sync(self, fd: int) -> None:
+        self.note("sync")
+        super().sync(fd)
+
+
+@pytest.fixture
+def noting(monkeypatch: pytest.MonkeyPatch) -> Noting:
+    from mmlsm import engine
+
+    system = Noting()
+    plain = engine.open_file
+    monkeypatch.setattr(engine, "open_file", lambda *a, **k: plain(*a, **{**k, "system": system}))
+    return system
+
+
+def test_what_each_durability_waits_for(path: Path, noting: Noting) -> None:
+    with mmlsm.Database(path, Settings(durability="off", group_interval=60)) as db:
+        db[b"first"] = b"begins the log"
+        for durability, wanted in (("off", set()), ("group", {"write"}), ("full", {"durable"})):
+            noting.calls.clear()
+            with db.batch(durability=durability) as batch:  # type: ignore[arg-type]
+                batch.put(b"a", b"1")
+            assert {name for name, _ in noting.calls} - {"sync"} == wanted or durability == "full", durability
+            if durability == "full":
+                assert {"durable", "sync"} & {name for name, _ in noting.calls}
+        db[b"b"] = b"2"
+        noting.calls.clear()
+        db.sync()
+        assert "sync" in {name for name, _ in noting.calls}
+
+
+def test_an_install_syncs_before_each_superblock_and_writes_both(path: Path, noting: Noting) -> None:
+    """R1, R8: data, sync, then slot and slot, each durable."""
+    db = mmlsm.Database(path, Settings(durability="off", auto_merge=False))
+    db[b"a"] = bytes(5000)
+    db.sync()
+    noting.calls.clear()
+    db._engine.flush()
+    calls = noting.calls
+    slots = [i for i, (name, at) in enumerate(calls) if at in (0, PAGE_BYTES) and name in ("durable", "write")]
+    assert {calls[i][1] for i in slots} == {0, PAGE_BYTES}
+    last_data = max(i for i, (name, at) in enumerate(calls) if name == "write" and at > PAGE_BYTES)
+    assert any(name == "sync" for name, _ in calls[last_data : slots[0]]), "the data is synced before it is named"
+    db.close()
+
+
+@pytest.mark.unproved
+@pytest.mark.parametrize("what", ["durable", "sync"])
+def test_a_failed_sync_is_final(path: Path, noting: Noting, what: str) -> None:
+    db = mmlsm.Database(path, Settings(durability="full"))
+    db[b"a"] = b"1"
+    noting.refuse[what] = OSError(errno.EIO, "bad medium")
+    with pytest.raises(mmlsm.StorageError, match="unknown"):  # noqa: PT012
+        if what == "sync":
+            db.put(b"stream", io.BytesIO(bytes(200_000)))
+            db.sync()
+        else:
+            db[b"b"] = b"2"
+    noting.refuse.clear()
+    for use in (lambda: db.put(b"c", b"3"), lambda: db.delete(b"a"), db.sync, lambda: db.begin(write=True), db.compact):
+        with pytest.raises((mmlsm.ReadOnlyError, mmlsm.StorageError)):
+            use()
+    assert db[b"a"] == b"1"
+    with pytest.raises(mmlsm.Error):
+        db.close()
+    assert db.closed
+    with mmlsm.open(path) as db:
+        assert db[b"a"] == b"1"
+        db[b"c"] = b"3"
+        proof.prove(db)
+
+
+def test_no_space_for_the_log_is_a_commit_that_did_not_happen(path: Path, noting: Noting) -> None:
+    db = mmlsm.Database(path, Settings(durability="off", log_extent_bytes=1 << 16))
+    db[b"a"] = b"1"
+    full = OSError(errno.ENOSPC, "no space")
+    noting.allocate = lambda fd, offset, length: (_ for _ in ()).throw(full)  # type: ignore[method-assign]
+    with pytest.raises(mmlsm.StorageError) as caught:  # noqa: PT012
+        for i in range(100):
+            db.put(b"%d" % i, bytes(100_000))
+    assert caught.value.errno == errno.ENOSPC
+    there = dict(db.items())
+    del noting.allocate
+    db[b"b"] = b"2"
+    assert dict(db.items()) == there | {b"b": b"2"}
+    db.close()
+    with mmlsm.open(path) as db:
+        assert dict(db.items()) == there | {b"b": b"2"}
+
+
+def test_a_flush_or_merge_without_space_is_told_and_tried_again(path: Path, noting: Noting) -> None:
+    db = mmlsm.Database(path, Settings(durability="off", memtable_bytes=1 << 16, auto_merge=False))
+    want = {b"%03d" % i: bytes(100) for i in range(200)}
+    db.update(want)
+    db.sync()
+    noting.refuse["write"] = OSError(errno.ENOSPC, "no space")
+    with pytest.raises(mmlsm.StorageError) as caught:
+        db._engine.flush()
+    assert caught.value.errno == errno.ENOSPC
+    assert dict(db.items()) == want
+    assert "no space" in (db.stats().flush_error or "")
+    noting.refuse.clear()
+    db[b"more"] = b"1"
+    db.sync()
+    db.compact()
+    assert db.stats().flush_error is None
+    assert dict(db.items()) == want | {b"more": b"1"}
+    db.update(want)
+    db._engine.flush()
+    noting.refuse["write"] = OSError(errno.ENOSPC, "no space")
+    reserved = db.stats().space.reserved
+    with pytest.raises(mmlsm.StorageError):
+        db.compact()
+    assert db.stats().space.reserved == reserved, "it gave back what it claimed"
+    noting.refuse.clear()
+    db.compact()
+    assert len(db.stats().segments) == 1
+    proof.prove(db)
+    db.close()
+
+
+def test_exit_without_close_is_as_good_as_a_kill(path: Path) -> None:
+    child = os.fork()
+    if not child:
+        try:
+            db = mmlsm.open(path)
+            db[b"a"] = b"1"
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    proof.prove_file(path)
+    with mmlsm.open(path) as db:
+        assert db[b"a"] == b"1"

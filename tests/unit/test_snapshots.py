@@ -1,0 +1,123 @@
+"""Snapshots and reads: one still state, however much is written, flushed and merged under it."""
+
+from __future__ import annotations
+
+import gc
+import random
+from typing import Any
+
+import pytest
+
+import mmlsm
+
+
+def test_a_snapshot_stays_as_it_was(open_db: Any, seed: int) -> None:
+    rng = random.Random(seed)
+    db = open_db(memtable_bytes=4096, node_entries_max=4)
+    model: dict[bytes, bytes] = {}
+    held: list[tuple[Any, dict[bytes, bytes]]] = []
+    for step in range(1500):
+        key = b"%02d" % rng.randrange(60)
+        if rng.random() < 0.3:
+            db.delete(key)
+            model.pop(key, None)
+        else:
+            model[key] = b"%d" % step * rng.randrange(20)
+            db.put(key, model[key])
+        if step % 25 == 0:
+            held.append((db.snapshot(), dict(model)))
+        if step % 100 == 0:
+            reader, want = rng.choice(held)
+            assert dict(reader.items()) == want
+            assert [reader.get(b"%02d" % i) for i in range(60)] == [want.get(b"%02d" % i) for i in range(60)]
+        if len(held) > 20:
+            held.pop(rng.randrange(len(held)))[0].close()
+        if step % 400 == 399:
+            db.compact()
+    for reader, want in held:
+        assert dict(reader.items()) == want
+
+
+def test_a_snapshot_is_as_new_as_any_commit_that_returned(open_db: Any) -> None:
+    db = open_db()
+    for i in range(50):
+        db[b"n"] = b"%d" % i
+        with db.snapshot() as snapshot:
+            assert snapshot[b"n"] == b"%d" % i
+            assert snapshot.seq == db.seq
+
+
+def test_dropping_a_snapshot_is_as_good_as_closing_it(open_db: Any) -> None:
+    db = open_db()
+    db[b"a"] = b"1"
+    snapshot = db.snapshot()
+    assert db.stats().snapshots == 1
+    del snapshot
+    gc.collect()
+    assert db.stats().snapshots == 0
+
+
+def test_ranges_and_cursors_of_a_snapshot_outlive_it(open_db: Any) -> None:
+    db = open_db()
+    db.update({b"a": b"1", b"b": b"2"})
+    snapshot = db.snapshot()
+    cursor, iterator = snapshot.cursor(), iter(snapshot.items())
+    snapshot.close()
+    db.update({b"a": b"9", b"aa": b"9"})
+    db.compact()
+    assert list(iterator) == [(b"a", b"1"), (b"b", b"2")]
+    assert list(cursor) == [(b"a", b"1"), (b"b", b"2")]
+
+
+@pytest.mark.parametrize("verify", ["first-read", "always", "never"])
+def test_point_reads_from_every_layer(open_db: Any, verify: str) -> None:
+    db = open_db(auto_merge=False, node_entries_max=4, leaf_bytes=4096, verify=verify)
+    model: dict[bytes, bytes] = {}
+    rng = random.Random(4)
+    for layer in range(6):
+        for i in range(layer, 120, layer + 1):
+            key = b"%03d" % i * (1 if i % 10 else 250)
+            if rng.random() < 0.2:
+                db.delete(key)
+                model.pop(key, None)
+            else:
+                model[key] = b"%d" % layer * rng.choice([0, 5, 3000])
+                db.put(key, model[key])
+        if layer < 5:
+            db._engine.flush()
+    assert len(db.stats().segments) == 5
+    with db.snapshot() as snapshot, db.begin(write=True) as transaction:
+        for reader in (db, snapshot, transaction):
+            for i in range(125):
+                key = b"%03d" % i * (1 if i % 10 else 250)
+                want = model.get(key)
+                assert reader.get(key) == want
+                assert reader.get(key, 5) == (5 if want is None else want)
+                assert (key in reader) == (want is not None)
+                assert reader.value_length(key) == (None if want is None else len(want))
+                assert reader.get(key + b"\0") is None
+        transaction.abort()
+
+
+def test_readers_do_not_wait_for_a_flush_or_an_install(open_db: Any) -> None:
+    db = open_db()
+    db[b"a"] = b"1"
+    store = db._engine.store
+    with store.install_lock, store.order_lock:
+        assert db[b"a"] == b"1"
+        assert db.get_many([b"a"]) == [b"1"]
+        with db.snapshot() as snapshot:
+            assert list(snapshot.items()) == [(b"a", b"1")]
+
+
+def test_a_reader_of_a_file_that_is_open_for_writing(open_db: Any, path: Any) -> None:
+    db = open_db()
+    db.update({b"%d" % i: b"x" * 100 for i in range(100)})
+    db.sync()
+    with mmlsm.open(path, readonly=True) as reader:
+        assert len(reader) == 100
+        db.update({b"%d" % i: b"y" * 100 for i in range(100)})
+        for _ in range(3):
+            db.compact()
+        assert set(reader.values()) == {b"x" * 100}, "the writer reuses nothing while another process pins the file"
+        assert reader.verify().ok

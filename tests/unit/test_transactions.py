@@ -1,0 +1,197 @@
+"""Transactions: all or nothing, their own reads, savepoints, and the lock that is free however they end."""
+
+from __future__ import annotations
+
+import gc
+import io
+import threading
+from typing import Any
+
+import pytest
+
+import mmlsm
+import proof
+
+
+def other_thread(work: Any) -> Any:
+    """What `work` returns or raises in another thread."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append((work(), None))
+        except BaseException as error:
+            found.append((None, error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(30)
+    assert found, "it waits for ever"
+    if found[0][1] is not None:
+        raise found[0][1]
+    return found[0][0]
+
+
+def test_nothing_is_seen_before_the_commit_and_all_of_it_after(open_db: Any) -> None:
+    db = open_db()
+    db[b"a"] = b"old"
+    with db.begin(write=True) as transaction:
+        transaction.put(b"a", b"new")
+        transaction[b"b"] = b"1"
+        transaction.delete(b"c")
+        assert transaction[b"a"] == b"new"
+        assert list(transaction) == [b"a", b"b"]
+        assert db[b"a"] == b"old"
+        assert other_thread(lambda: list(db.items())) == [(b"a", b"old")]
+        before = db.seq
+    assert db.seq == before + 1
+    assert list(db.items()) == [(b"a", b"new"), (b"b", b"1")]
+
+
+def test_an_exception_or_abort_drops_all_of_it(open_db: Any) -> None:
+    db = open_db()
+    with pytest.raises(ZeroDivisionError), db.begin(write=True) as transaction:  # noqa: PT012
+        transaction.put(b"a", b"1")
+        transaction.put(b"big", io.BytesIO(bytes(3 << 20)))
+        raise ZeroDivisionError
+    with db.begin(write=True) as transaction:
+        transaction.put(b"a", b"1")
+        transaction.abort()
+        transaction.abort()
+    assert len(db) == 0
+    assert db.seq == 0
+    db._engine.flush()
+    assert proof.prove(db).overflow_extents == 0
+
+
+def test_a_dropped_transaction_lets_go_of_the_lock(open_db: Any) -> None:
+    db = open_db()
+    transaction = db.begin(write=True)
+    transaction.put(b"a", bytes(2 << 20))
+    del transaction
+    gc.collect()
+
+    def write() -> None:
+        with db.begin(write=True, timeout=20) as transaction:
+            transaction.put(b"b", b"2")
+
+    other_thread(write)
+    db[b"c"] = b"3"
+    assert list(db) == [b"b", b"c"]
+
+
+def test_reading_what_was_there_and_replacing_it(open_db: Any) -> None:
+    db = open_db()
+    db.update({b"a": b"1", b"b": b"2"})
+    with db.begin(write=True) as transaction:
+        assert transaction.replace(b"a", b"9") == b"1"
+        assert transaction.replace(b"z", b"9") is None
+        assert transaction.pop(b"b") == b"2"
+        assert transaction.pop(b"b", None) is None
+        with pytest.raises(KeyError):
+            transaction.pop(b"b")
+        with pytest.raises(KeyError):
+            del transaction[b"b"]
+        del transaction[b"a"]
+        assert transaction.get(b"a", b"?") == b"?"
+        assert len(transaction) == 1
+    assert list(db.items()) == [(b"z", b"9")]
+
+
+def test_a_read_transaction_is_still(open_db: Any) -> None:
+    db = open_db()
+    db[b"a"] = b"1"
+    with db.begin() as transaction:
+        db[b"a"] = b"2"
+        assert transaction[b"a"] == b"1"
+        assert transaction.commit() > 0
+    with db.begin() as transaction:
+        assert transaction[b"a"] == b"2"
+
+
+def test_savepoints_go_back_to_their_beginning(open_db: Any) -> None:
+    db = open_db()
+    db[b"base"] = b"base"
+    with db.begin(write=True) as transaction:
+        transaction.put(b"a", b"1")
+        with transaction.savepoint():
+            transaction.put(b"b", b"2")
+            with pytest.raises(ZeroDivisionError), transaction.savepoint():  # noqa: PT012
+                transaction.put(b"a", b"changed")
+                transaction.put(b"b", bytes(2 << 20))
+                transaction.delete(b"base")
+                transaction.put(b"c", b"3")
+                with transaction.savepoint():
+                    transaction.put(b"d", b"4")
+                raise ZeroDivisionError
+            assert list(transaction.items()) == [(b"a", b"1"), (b"b", b"2"), (b"base", b"base")]
+            transaction.put(b"c", b"again")
+        with pytest.raises(KeyError), transaction.savepoint():
+            del transaction[b"no"]
+    assert dict(db.items()) == {b"a": b"1", b"b": b"2", b"base": b"base", b"c": b"again"}
+    db._engine.flush()
+    assert proof.prove(db).overflow_extents == 0
+
+
+def test_a_commit_inside_a_savepoint_ends_it_all(open_db: Any) -> None:
+    db = open_db()
+    with db.begin(write=True) as transaction, transaction.savepoint():
+        transaction.put(b"a", b"1")
+        transaction.commit()
+    assert db[b"a"] == b"1"
+
+
+def test_an_empty_transaction_commits_nothing(open_db: Any) -> None:
+    db = open_db()
+    before = db.seq
+    with db.begin(write=True):
+        pass
+    with db.batch():
+        pass
+    db.put_many([])
+    assert db.seq == before
+    db[b"a"] = b"1"
+
+
+def test_run_gives_what_the_function_gives(open_db: Any) -> None:
+    db = open_db()
+    assert db.run(lambda transaction: transaction.replace(b"a", b"1")) is None
+    assert db.run(lambda transaction: transaction.replace(b"a", b"2")) == b"1"
+    tries = []
+
+    def conflicting(transaction: Any) -> str:
+        tries.append(1)
+        transaction.put(b"a", b"3")
+        if len(tries) < 3:
+            raise mmlsm.ConflictError("again", b"a")
+        return "done"
+
+    assert db.run(conflicting) == "done"
+    assert len(tries) == 3
+    tries.clear()
+    with pytest.raises(mmlsm.ConflictError):
+        db.run(conflicting, retries=1)
+    with pytest.raises(ValueError, match="retries"):
+        db.run(conflicting, retries=-1)
+
+
+def test_writers_come_first_come_first_served(open_db: Any) -> None:
+    db = open_db()
+    order: list[int] = []
+    transaction = db.begin(write=True)
+    threads = []
+
+    def write(i: int) -> None:
+        with db.begin(write=True) as transaction:
+            order.append(i)
+            transaction.put(b"%d" % i, b"")
+
+    for i in range(5):
+        thread = threading.Thread(target=write, args=(i,))
+        thread.start()
+        threads.append(thread)
+        thread.join(0.05)
+    transaction.commit()
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3, 4]
