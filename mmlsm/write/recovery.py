@@ -66,7 +66,7 @@ def first_image() -> bytes:
 def accept(header: bytes) -> None:
     """Refuse, before anything is written to it, a file that is not ours or of a format that we do not know."""
     if len(header) < 2 * PAGE:
-        raise FormatError(f"the file has {len(header)} bytes, too few for an mmlsm database: nothing was changed")
+        raise FormatError(f"not an mmlsm database, for it has only {len(header)} bytes: nothing was changed")
     newest(header[:PAGE], header[PAGE : 2 * PAGE])
 
 

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from file_rig import Faulty, image
 
+from file_rig import Faulty, image
 from mmlsm.errors import ForkError, ReadOnlyError, StorageError
 from mmlsm.file import System, open_file, open_memory
 from mmlsm.limits import HEADER_PAGES, PAGE_BYTES

@@ -10,8 +10,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from file_rig import IMAGE, Process, image, no_image
 
+from file_rig import IMAGE, Process, image, no_image
 from mmlsm.errors import ClosedError, ForkError, LockedError, ReadOnlyError, StorageError
 from mmlsm.file import File, System, open_file
 from mmlsm.limits import HEADER_PAGES, PAGE_BYTES

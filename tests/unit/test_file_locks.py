@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from file_rig import HOLD, IMAGE, Process, image, in_forked_child, living_child
 
+from file_rig import HOLD, IMAGE, Process, image, in_forked_child, living_child
 from mmlsm import handle
 from mmlsm.errors import ForkError, LockedError
 from mmlsm.file import open_file, open_memory

@@ -11,8 +11,8 @@ import weakref
 from pathlib import Path
 
 import pytest
-from file_rig import IMAGE, Faulty, image
 
+from file_rig import IMAGE, Faulty, image
 from mmlsm import memory
 from mmlsm.errors import CorruptionError, ForkError, LockedError, StorageError
 from mmlsm.file import File, open_file, open_memory
