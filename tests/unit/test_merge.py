@@ -11,6 +11,7 @@ import pytest
 
 import mmlsm
 import proof
+from mmlsm.write.merge_policy import MergePlan
 from mmlsm.write.merge_run import Stopped, merge_segments
 from segment_rig import Pairs, SegmentRig, check_segment
 
@@ -131,6 +132,29 @@ def test_tombstones_go_when_nothing_older_can_hold_the_key(open_db: Any) -> None
     db.compact()
     assert db.stats().segments == ()
     assert len(db) == 0
+
+
+def test_a_tombstone_stays_while_something_older_may_hold_its_key(open_db: Any) -> None:
+    db = open_db(auto_merge=False)
+    db.update({b"a": b"old", b"b": b"old"})
+    db._engine.flush()
+    db.delete(b"a")
+    db._engine.flush()
+    db[b"c"] = b"new"
+    db._engine.flush()
+    merger = db._engine.merger
+    plans = [MergePlan(0, 2, False)]
+    merger.choose = lambda version, request: plans.pop() if plans else None
+    merger.wake()
+    deadline = time.monotonic() + 20
+    while len(db.stats().segments) > 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    del merger.choose
+    assert [segment.tombstones for segment in db.stats().segments] == [1, 0]
+    assert list(db.items()) == [(b"b", b"old"), (b"c", b"new")]
+    db.compact()
+    assert [segment.tombstones for segment in db.stats().segments] == [0]
+    assert list(db.items()) == [(b"b", b"old"), (b"c", b"new")]
 
 
 def test_an_idle_database_converges_to_one_run(open_db: Any) -> None:
