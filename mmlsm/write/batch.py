@@ -70,11 +70,8 @@ class Batch:
         """Commit now; the seq. An empty batch commits nothing."""
         items = self._open()
         self._items = None
-        try:
-            return self._commit(items, self._durability)
-        except BaseException:
-            give_all_back(self._values, items)
-            raise
+        # Whether extents come back when this raises is for `_commit` to say: only it knows if the commit was ordered.
+        return self._commit(items, self._durability)
 
     def drop(self) -> None:
         """Forget all of it."""

@@ -102,6 +102,7 @@ class Merger(threading.Thread):
                 continue
             except ReadOnlyError as error:
                 self.error = error
+                self.fail_compactions(error)
                 busy = False
             except Error as error:
                 self.error = error

@@ -158,6 +158,8 @@ class Transaction(Reader):
         """Commit; the seq. The transaction is over, also where this raises: StorageError says what is known."""
         if self._finished:
             raise ClosedError("the transaction has ended: begin another")
+        if self._write and threading.get_ident() != self._thread:
+            raise Error("a write transaction belongs to the thread that began it: commit there, or abort")
         items = {key: entry.value for key, entry in self._overlay.entries.items()}
         self._finish()
         return self._end(items, durability)
