@@ -14,8 +14,12 @@ import pytest
 import mmlsm
 import proof
 from mmlsm.file import System
+from mmlsm.format.manifest import Retirement
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.settings import Settings
+from mmlsm.space.bitmap import Bitmap
+from mmlsm.space.extents import Extent
+from mmlsm.write.recovery import still_retired
 
 
 def copy_of(db: mmlsm.Database, to: Path) -> Path:
@@ -325,3 +329,42 @@ def test_exit_without_close_is_as_good_as_a_kill(path: Path) -> None:
     proof.prove_file(path)
     with mmlsm.open(path) as db:
         assert db[b"a"] == b"1"
+
+
+def test_a_reader_holds_the_file_of_a_writer_that_had_reclaimed_and_cut(path: Path, open_db: Any) -> None:
+    """The durable manifest still calls retired what is gone, or the log's by now; that is no fault (R13)."""
+    copy = path.with_name("copy.db")
+    db = open_db(auto_merge=False, durability="full")
+    want = {}
+    for i in range(6):
+        want |= {b"%03d" % k: b"%d" % i * 200 for k in range(400)}
+        db.update(want)
+        db.compact() if i % 2 else db._engine.flush()
+        for extra in range(3):
+            db.put(b"log", b"in pages that came back" * 4000 * extra)
+        want[b"log"] = db[b"log"]
+        copy_of(db, copy)
+        with mmlsm.open(copy, readonly=True) as reader:
+            assert dict(reader.items()) == want
+            assert proof.prove(reader)
+            view = reader.get_view(b"000")
+            for _ in range(2):
+                with mmlsm.open(copy) as writer:
+                    assert writer._engine.file.pins_elsewhere()
+                    writer.update(dict.fromkeys(want, b"other"))
+                    proof.prove(writer)
+                    writer.compact()
+                    proof.prove(writer)
+            assert dict(reader.items()) == want
+        assert bytes(view) == want[b"000"]
+        del view
+
+
+def test_what_was_reclaimed_after_the_last_install_is_retired_no_more() -> None:
+    """Of a durable retirement: what the file has no longer, and what the log has taken since, is left out."""
+    retirements = (Retirement(1, 2, ((10, 5), (50, 4), (90, 10))), Retirement(2, 2, ((97, 3),)))
+    root: Any = SimpleNamespace(bits=Bitmap(100), manifest=SimpleNamespace(retired=retirements))
+    replay: Any = SimpleNamespace(log_extents=[Extent(12, 2)], value_extents=[Extent(50, 4)])
+    assert still_retired(root, replay, 95) == (Retirement(1, 2, ((10, 2), (14, 1), (90, 5))),)
+    nothing: Any = SimpleNamespace(log_extents=[], value_extents=[])
+    assert still_retired(root, nothing, 100) == retirements

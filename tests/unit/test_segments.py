@@ -186,3 +186,21 @@ def test_never_proving_reads_a_damaged_value_as_it_is(path: Path) -> None:
     with mmlsm.open(path) as db, pytest.raises(CorruptionError):
         db[b"a"]
     path.write_bytes(sound)
+
+
+def test_what_was_proved_is_forgotten_when_its_pages_are_promised_anew() -> None:
+    """R4: else a page that is written again, and badly, would pass for the sound one that was read there before."""
+    rig = SegmentRig(node_entries_max=4)
+    pairs: dict[bytes, bytes | None] = {b"%02d" % i: bytes(900) for i in range(20)}
+    before = rig.write({**pairs})
+    check_segment(rig.reader(before), pairs)
+    for extent in rig.allocator.reserved_extents():
+        rig.allocator.give_back(extent)
+    after = rig.write(dict.fromkeys(pairs, b"1" * 900))
+    assert after.record.root_page == before.record.root_page
+    for page in range(3, rig.file.pages):
+        rig.channel.pwrite(page * PAGE_BYTES + 300, b"damage")
+    reader = rig.reader(after)
+    for read in (reader.get, reader.get_view, reader.ceiling):
+        with pytest.raises(CorruptionError):
+            read(b"07")
