@@ -169,7 +169,6 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
             if state is None:
                 raise ClosedError("the database is closed: open it again")
             release = engine.write_lock.release
-            released = engine.store.released if engine.store is not None else None
 
             def end(items: dict[bytes, Any] | None, durability: Durability | None) -> int:
                 if items is None:
@@ -181,12 +180,8 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
                     self._give_back(items, error)
                     raise
 
-            def abandoned() -> None:
-                if released is not None:
-                    released.put(release)
-
             return Transaction(
-                state, SEQ_ALL, self.life, pin, write=True, values=values, end=end, abandoned=abandoned
+                state, SEQ_ALL, self.life, pin, write=True, values=values, end=end, abandoned=engine.drop_lock
             )
         except BaseException:
             engine.write_lock.release()

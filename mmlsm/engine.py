@@ -13,7 +13,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from mmlsm import limits
@@ -64,6 +64,7 @@ class Engine:
         self.pins = Pins(debug=settings.debug)
         self.write_lock = FairLock(settings.debug)
         self.committer: Committer | None = None
+        self.dropped: SimpleQueue[bool] = SimpleQueue()
         self._begin_lock = threading.Lock()
         self._close_lock = threading.Lock()
         self._on_publish: Callable[[int], object] = lambda seq: None
@@ -228,6 +229,7 @@ class Engine:
             self.life.check_open()
             committer = self.committer or self._begin_committing()
             if not locked:
+                self.release_dropped()
                 if self.write_lock.owner == threading.get_ident():
                     raise Error("this thread has a write transaction open: write through it, or end it first")
                 self.pressure.slow_down()
@@ -240,8 +242,22 @@ class Engine:
             self.writer.note_group_commit()
         return seq
 
+    def release_dropped(self) -> None:
+        """Free the write lock of transactions that the collector took; any thread, each lock once."""
+        with contextlib.suppress(Empty):
+            while True:
+                self.dropped.get_nowait()
+                self.write_lock.release()
+
+    def drop_lock(self) -> None:
+        """For finalisers: have the write lock freed soon. Takes no lock (R12)."""
+        self.dropped.put(True)
+        if self.store is not None:
+            self.store.released.put(self.release_dropped)
+
     def lock_for_writing(self, timeout: float | None) -> None:
         """Take the write lock, first come first served; LockTimeout when it is not free in time."""
+        self.release_dropped()
         if self.write_lock.owner == threading.get_ident():
             raise Error("this thread has a write transaction open already: end it before beginning another")
         committer = self._begin_committing()
@@ -384,7 +400,7 @@ class Engine:
         self.merger.stop()
         self.writer.join()
         self.merger.join()
-        self.values.closed = True
+        self.values.gate.close()
         errors += [fault for fault in (self.writer.fault, self.merger.fault) if fault is not None]
         if not errors and self.file.failure is None:
             try:

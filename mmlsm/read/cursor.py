@@ -174,6 +174,10 @@ class RangeIterator:
                     return self.result()
             self.merged = None
             self.reader = None
+        except BaseException:
+            self.merged = None  # its sources stand at different keys, or at none
+            self.reader = None
+            raise
         finally:
             self.busy = False
         raise StopIteration
@@ -213,6 +217,9 @@ class Cursor:
         self.busy = True
         try:
             merged.first()
+        except BaseException:
+            merged.current = None  # the sources stand at different keys, or at none
+            raise
         finally:
             self.busy = False
         return merged.current is not None
@@ -223,6 +230,9 @@ class Cursor:
         self.busy = True
         try:
             merged.last()
+        except BaseException:
+            merged.current = None  # the sources stand at different keys, or at none
+            raise
         finally:
             self.busy = False
         return merged.current is not None
@@ -235,6 +245,9 @@ class Cursor:
         self.busy = True
         try:
             merged.next()
+        except BaseException:
+            merged.current = None  # the sources stand at different keys, or at none
+            raise
         finally:
             self.busy = False
         return merged.current is not None
@@ -247,6 +260,9 @@ class Cursor:
         self.busy = True
         try:
             merged.prev()
+        except BaseException:
+            merged.current = None  # the sources stand at different keys, or at none
+            raise
         finally:
             self.busy = False
         return merged.current is not None
@@ -275,6 +291,9 @@ class Cursor:
                     merged.next()
                 elif how == "==" and merged.current is not None and self.compare_to(target) != 0:
                     merged.current = None
+        except BaseException:
+            merged.current = None  # the sources stand at different keys, or at none
+            raise
         finally:
             self.busy = False
         return merged.current is not None

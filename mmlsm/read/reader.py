@@ -138,7 +138,10 @@ class Reader:
             if self.floating and table.trimmed > seq:
                 return self.fetch(key, what)
             if entry is not None:
-                return None if entry.value is None else answer_entry(entry.value, state, what)
+                if entry.value is None:
+                    return None
+                own: cython.bint = self.live and table is state.tables[0]
+                return answer_entry(entry.value, state, what, own)
         if len(state.segments) > 1:
             h = key_hash(key, n)
         for segment in state.segments:
@@ -343,15 +346,17 @@ class Reader:
         return size
 
 
-def answer_entry(value, state: ReadState, what: int):
-    """`fetch`'s answer from a memtable's value."""
+def answer_entry(value, state: ReadState, what: int, own: bool):
+    """`fetch`'s answer from a memtable's value; `own`: from a transaction's overlay, whose extents no version pins."""
     reference = isinstance(value, Reference)
     if what == 0:
         return state.read_reference(value) if reference else value
     if what == 1:
         return value.length if reference else len(value)
     if what == 2:
-        return state.view_reference(value) if reference else memoryview(value)
+        if reference and not own:
+            return state.view_reference(value)
+        return memoryview(state.read_reference(value) if reference else value)
     if what == 3:
         return open_payload(state, value)
     return True

@@ -122,5 +122,7 @@ class TableSource(Source):
     def view(self):
         value = self.current_value
         if isinstance(value, Reference):
+            if self.live:  # a transaction's own extent comes back when it is replaced, and no version pins it
+                return memoryview(self.state.read_reference(value))
             return self.state.view_reference(value)
         return memoryview(value)

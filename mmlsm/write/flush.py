@@ -8,6 +8,7 @@ I2. Overflow values that the newest versions refer to become the segment's; thos
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,8 @@ class Flushed:
     bytes_written: int
 
 
-def write_memtable(store: Store, channel: Channel, table: Memtable) -> Flushed:
-    """Write the segment; gives everything back if it fails."""
+def write_memtable(store: Store, channel: Channel, table: Memtable, pause: Callable[[], object]) -> Flushed:
+    """Write the segment, calling `pause` every ITEMS_A_STEP entries; gives everything back if it fails."""
     count = table.entry_count
     mean = table.live_bytes // max(1, count) + 12
     writer = SegmentWriter(
@@ -57,6 +58,7 @@ def write_memtable(store: Store, channel: Channel, table: Memtable) -> Flushed:
                 step = [(key, entries[key].value) for key in keys[at : at + ITEMS_A_STEP]]
                 kept.update(Extent(value.page, value.pages) for _, value in step if isinstance(value, Reference))
                 writer.add_items([(key, pack_value(value)) for key, value in step])
+                pause()
         record = writer.finish(store.next_segment_id(), seq_low=table.first_seq, seq_high=table.last_seq)
     except BaseException:
         writer.abandon()
@@ -76,13 +78,14 @@ def flush(
     extents: list[Extent],
     live: bool = False,
     clean: bool = False,
+    pause: Callable[[], object] = lambda: None,
 ) -> int:
     """Write `table`, install it, let the log before `log` go; the bytes written.
 
     `log_extents` are the log's extents before that position, `extents` all overflow extents that the table's commits
     named; both are reserved, or `live` already, as after a recovery.
     """
-    flushed = write_memtable(store, channel, table)
+    flushed = write_memtable(store, channel, table, pause)
     dropped = [extent for extent in extents if extent not in flushed.kept]
 
     def levels(present: tuple[Level, ...], number: int) -> tuple[Level, ...]:

@@ -89,8 +89,6 @@ class Merger(threading.Thread):
     # -- the thread
 
     def run(self) -> None:
-        with contextlib.suppress(Error):
-            self.channel = self.store.file.channel()
         while True:
             with self.lock:
                 if self.stopping or self.abandoned is not None:
@@ -133,6 +131,8 @@ class Merger(threading.Thread):
 
     def step(self) -> bool:
         """One round: drain, reclaim, merge if the policy says so. Whether there may be more to do at once."""
+        if self.channel is None:
+            self.channel = self.store.file.channel()
         self.drain(block=False)
         self.reclaim()
         with self.lock:
@@ -201,6 +201,7 @@ class Merger(threading.Thread):
         def pause(done: int, total: int) -> None:
             if self.stopping or self.abandoned is not None:
                 raise Stopped
+            self.drain(block=False)
             if request is not None:
                 request.report(done, total)
 

@@ -21,11 +21,12 @@ from mmlsm.space.extents import Extent
 if TYPE_CHECKING:
     from mmlsm.file import Channel, File
     from mmlsm.space.allocator import Allocator
+    from mmlsm.write.values import Gate
 
 STREAM_PAGES = 256
 
 
-def write_extent(channel: Channel, allocator: Allocator, payload: bytes) -> Reference:
+def write_extent(channel: Channel | Gate, allocator: Allocator | Gate, payload: bytes) -> Reference:
     """Write `payload` (at least 1 byte) to a fresh reservation; not synced."""
     pages = extent_pages(len(payload))
     extent = allocator.reserve(pages)
@@ -57,7 +58,7 @@ def reference_sum(sums: list[int]) -> int:
     return sums[0] if len(sums) == 1 else checksum(struct.pack(f"<{len(sums)}Q", *sums))
 
 
-def write_stream(file: File, channel: Channel, allocator: Allocator, stream: BinaryIO) -> Reference | bytes:
+def write_stream(file: File, channel: Gate, allocator: Gate, stream: BinaryIO) -> Reference | bytes:
     """Write a stream of unknown length, never whole in memory; short content comes back as bytes, nothing written.
 
     The reservation doubles in place where it can; where it cannot, what was written moves to a larger one.
@@ -101,7 +102,7 @@ def read_chunk(stream: BinaryIO) -> bytes:
 
 
 def make_room(
-    file: File, channel: Channel, allocator: Allocator, extent: Extent, length: int, more: int
+    file: File, channel: Gate, allocator: Gate, extent: Extent, length: int, more: int
 ) -> Extent:
     """A reservation that holds `length` written bytes, `more` to come and all sums; the old one, or a larger."""
     if extent_pages(length + more) + 1 <= extent.count:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from mmlsm.errors import Error
 from mmlsm.write.merge_policy import RUNS_SLOW, RUNS_STOP
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class BackPressure:
 
     def slow_down(self) -> None:
         """Wait as long as the rule says (I1)."""
+        if self.writer.fault is not None:
+            raise Error(f"the writer thread has failed: {self.writer.fault!r}; close the database and open it anew")
         runs = len(self.store.state.version.segments) if self.store.settings.auto_merge else 0
         sealed = len(self.store.state.tables) - 1
         if sealed < SEALED_MOST and runs < RUNS_SLOW:

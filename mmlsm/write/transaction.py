@@ -161,22 +161,30 @@ class Transaction(Reader):
         if self._write and threading.get_ident() != self._thread:
             raise Error("a write transaction belongs to the thread that began it: commit there, or abort")
         items = {key: entry.value for key, entry in self._overlay.entries.items()}
-        self._finish()
-        return self._end(items, durability)
+        try:
+            return self._end(items, durability)
+        finally:  # not before: Ctrl-C in between would leave the write lock with a transaction that is over
+            self._finish()
 
     def abort(self) -> None:
         """Drop all writes. Ending twice is no error."""
         if not self._finished:
             items = {key: entry.value for key, entry in self._overlay.entries.items()}
-            self._finish()
-            if self._values is not None:
-                give_all_back(self._values, items)
-            self._end(None, None)
+            try:
+                self._end(None, None)
+            finally:
+                self._finish()
+                if self._values is not None:
+                    give_all_back(self._values, items)
 
     close = abort
 
     def _finish(self) -> None:
         self._finished = True
+        journals, self._journals = self._journals, []
+        if self._values is not None:  # ended inside a savepoint: what was replaced there comes back now
+            for _, before in (step for journal in journals for step in journal):
+                self._values.give_back(None if before is None else before.value)
         self.state = None
         self._pin = None
 
@@ -195,5 +203,6 @@ class Transaction(Reader):
         if not getattr(self, "_finished", True):
             self._finished = True
             if self._values is not None:
-                self._values.abandon(entry.value for entry in self._overlay.entries.values())
+                replaced = [entry for journal in self._journals for _, entry in journal if entry is not None]
+                self._values.abandon(entry.value for entry in (*self._overlay.entries.values(), *replaced))
             self._abandoned()

@@ -7,11 +7,13 @@ is written (R2); until then it is a reservation that the owner of the transactio
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from mmlsm import limits
+from mmlsm.errors import ClosedError
 from mmlsm.format.manifest import Reference
 from mmlsm.read.reader import as_value
 from mmlsm.space.extents import Extent
@@ -22,14 +24,66 @@ if TYPE_CHECKING:
     from mmlsm.space.allocator import Allocator
 
 
+class Gate:
+    """The channel and the allocator as value writers see them: shut at close, when nothing may be written any more."""
+
+    def __init__(self, channel: Channel, allocator: Allocator) -> None:
+        self.channel = channel
+        self.allocator = allocator
+        self.lock = threading.Condition()
+        # guarded by lock
+        self.shut = False
+        self.writing = 0
+
+    def close(self) -> None:
+        """Let nobody in any more, and wait for the writes under way."""
+        with self.lock:
+            self.shut = True
+            while self.writing:
+                self.lock.wait()
+
+    def check(self) -> None:
+        """ClosedError once shut. REQUIRES lock."""
+        if self.shut:
+            raise ClosedError("the database was closed while a value was written: open it again")
+
+    def pwrite(self, offset: int, data: bytes) -> None:
+        """As Channel.pwrite."""
+        with self.lock:
+            self.check()
+            self.writing += 1
+        try:
+            self.channel.pwrite(offset, data)
+        finally:
+            with self.lock:
+                self.writing -= 1
+                self.lock.notify_all()
+
+    def reserve(self, count: int) -> Extent:
+        """As Allocator.reserve."""
+        with self.lock:
+            self.check()
+            return self.allocator.reserve(count)
+
+    def extend(self, extent: Extent, count: int) -> Extent | None:
+        """As Allocator.extend."""
+        with self.lock:
+            self.check()
+            return self.allocator.extend(extent, count)
+
+    def give_back(self, extent: tuple[int, int]) -> None:
+        """As Allocator.give_back; nothing once shut, for close gives everything back."""
+        with self.lock:
+            if not self.shut:
+                self.allocator.give_back(extent)
+
+
 class ValueWriter:
     """Writes large values ahead of their commits."""
 
     def __init__(self, file: File, channel: Channel, allocator: Allocator) -> None:
         self.file = file
-        self.channel = channel
-        self.allocator = allocator
-        self.closed = False
+        self.gate = Gate(channel, allocator)
         self.abandoned: SimpleQueue[list[Reference]] = SimpleQueue()
 
     def abandon(self, values: Iterable[object]) -> None:
@@ -51,17 +105,13 @@ class ValueWriter:
             return value
         self.drain()
         if hasattr(value, "read"):
-            return write_stream(self.file, self.channel, self.allocator, value)
+            return write_stream(self.file, self.gate, self.gate, value)
         data = as_value(value)
         if len(data) < limits.LARGE_VALUE_BYTES:
             return data
-        return write_extent(self.channel, self.allocator, data)
+        return write_extent(self.gate, self.gate, data)
 
     def give_back(self, value: object) -> None:
         """The value came to nothing: its extent, if it has one, is free again."""
-        if isinstance(value, Reference) and not self.closed:
-            self.allocator.give_back(Extent(value.page, value.pages))
-
-    def sync(self) -> None:
-        """Make what was written so far durable."""
-        self.channel.sync()
+        if isinstance(value, Reference):
+            self.gate.give_back(Extent(value.page, value.pages))

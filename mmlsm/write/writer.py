@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mmlsm.errors import Error
+from mmlsm.errors import Error, StorageError
 from mmlsm.space.extents import Extent
 from mmlsm.write.flush import flush
 from mmlsm.write.store import Store
@@ -44,6 +44,7 @@ class Writer(threading.Thread):
         self.error: Error | None = None
         self.fault: Exception | None = None
         self.flushes = 0
+        self.synced_at = time.monotonic()
         self.bytes_written = 0
         self.channel: Channel | None = None
 
@@ -92,22 +93,17 @@ class Writer(threading.Thread):
     # -- the thread
 
     def run(self) -> None:
-        synced_at = time.monotonic()
-        interval = self.store.settings.group_interval
         while True:
-            timeout = max(0.001, synced_at + interval - time.monotonic()) if self.group_pending else None
+            timeout = max(0.001, self.sync_due() - time.monotonic()) if self.group_pending else None
             if self.error is not None:
-                timeout = RETRY_S
+                timeout = min(RETRY_S, timeout or RETRY_S)
             with contextlib.suppress(queue.Empty):
                 self.wakeups.get(timeout=timeout)
             if self.abandoned:
                 break
             try:
+                self.sync_if_due()
                 self.flush_sealed()
-                if self.group_pending and time.monotonic() - synced_at >= interval:
-                    self.group_pending = False
-                    synced_at = time.monotonic()
-                    self.sync()
                 self.error = None
             except Error as error:
                 self.error = error
@@ -124,12 +120,19 @@ class Writer(threading.Thread):
             with contextlib.suppress(Error):
                 self.channel.close()
 
-    def sync(self) -> None:
-        """Make what is written durable, and have the log's next extent ready."""
+    def sync_due(self) -> float:
+        """When the next interval sync is due."""
+        return self.synced_at + self.store.settings.group_interval
+
+    def sync_if_due(self) -> None:
+        """Make what `group` commits wrote durable within the interval; in the middle of a flush too."""
         committer = self.committer
-        if committer is not None:
+        if committer is not None and self.group_pending and time.monotonic() >= self.sync_due():
+            self.group_pending = False
+            self.synced_at = time.monotonic()
             committer.sync()
-            committer.log.prepare()
+            with contextlib.suppress(StorageError):  # no space: the commit that needs the extent will say so
+                committer.log.prepare()
 
     def flush_sealed(self) -> None:
         """Flush every sealed memtable, oldest first."""
@@ -163,6 +166,7 @@ class Writer(threading.Thread):
             log=start,
             log_extents=before,
             extents=sorted(Extent(r.page, r.pages) for r in table.references),
+            pause=self.sync_if_due,
         )
         with committer.order_lock:
             committer.log.release_before(start)
