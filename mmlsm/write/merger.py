@@ -111,7 +111,8 @@ class Merger(threading.Thread):
                 self.fault = error
                 self.fail_compactions(Error(f"the merge thread has failed: {error!r}"))
                 break
-            if not busy:
+            # The word to stop is given before its wake-up, which the step may have drained.
+            if not busy and not self.stopping and self.abandoned is None:
                 self.drain(block=True)
         self.fail_compactions(gone())
         if self.channel is not None:
