@@ -21,7 +21,7 @@ from mmlsm.engine import Engine
 from mmlsm.errors import ClosedError, ConflictError, ReadOnlyError
 from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
 from mmlsm.read.snapshot import SeqPin, Snapshot
-from mmlsm.settings import Allocation, Durability, Settings, Verify
+from mmlsm.settings import DURABILITIES, Allocation, Durability, Settings, Verify
 from mmlsm.stats import PinStats, SegmentStats, SpaceStats, Stats
 from mmlsm.write.batch import Batch, give_all_back
 from mmlsm.write.transaction import SEQ_ALL, Transaction
@@ -231,8 +231,8 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
 
     @staticmethod
     def _check_durability(durability: str | None) -> None:
-        if durability not in (None, "full", "group", "off"):
-            raise ValueError(f"durability={durability!r}: choose one of 'full', 'group', 'off'")
+        if durability is not None and durability not in DURABILITIES:
+            raise ValueError(f"durability={durability!r}: choose one of {', '.join(map(repr, DURABILITIES))}")
 
     # -- the rest
 

@@ -26,7 +26,7 @@ from mmlsm.read.life import Life
 from mmlsm.read.reader import ReadState
 from mmlsm.read.segment import Segment
 from mmlsm.read.version import Version
-from mmlsm.settings import Durability, Settings
+from mmlsm.settings import DURABILITIES, Durability, Settings
 from mmlsm.space.allocator import Allocator
 from mmlsm.space.bitmap import Bitmap
 from mmlsm.space.extents import Extent
@@ -78,7 +78,7 @@ class Engine:
                 path, readonly=settings.readonly, create=settings.create, first_image=first_image, accept=accept
             )
         try:
-            self.file.on_fork(self._forked)
+            self.file.on_fork(self.tell_forked)
             root = read_root(self.file)
             replay = replay_log(self.file, root)
             self.last_seq = replay.seq if root.superblock.clean else max(replay.seq, root.superblock.seq_ceiling)
@@ -171,10 +171,6 @@ class Engine:
             live=True,
         )
 
-    def _forked(self) -> None:
-        """In a forked child: every handle says so."""
-        self.life.end(2)
-
     def _begin_committing(self) -> Committer:
         """The committer, made at the first commit: a new epoch of the log is named durably before it (R6)."""
         store = self.store
@@ -226,6 +222,8 @@ class Engine:
         """Commit pairs as one; the seq. The write lock, if the caller has it, is given up in any case."""
         mode = durability or self.settings.durability
         try:
+            if mode not in DURABILITIES:
+                raise ValueError(f"durability={mode!r}: choose one of {', '.join(map(repr, DURABILITIES))}")
             self.life.check_open()
             committer = self.committer or self._begin_committing()
             if not locked:
@@ -324,10 +322,8 @@ class Engine:
                 ),
                 progress,
             )  # fmt: skip
-        layout, version = self.layout()
-        report = check_file(self.file, layout, progress)
-        del version
-        return report
+        layout, _version = self.layout()
+        return check_file(self.file, layout, progress)
 
     def layout(self) -> tuple[Layout, Version]:
         """One moment of the file, and the version that keeps it in place."""
@@ -409,10 +405,15 @@ class Engine:
                 errors.append(error)
         if self.committer is not None:
             self.committer.close()
+            self.committer.on_full = self.committer.on_publish = None
         for channel in (self.channel, self.poison_channel):
             if channel is not None:
                 with contextlib.suppress(Error):
                     channel.close()
+        # No cycles are left, so that the maps go with the last handle and not with the next garbage collection.
+        store.on_state.clear()
+        store.on_install.clear()
+        store.segments.clear()
 
     def _leave_clean(self, store: Store) -> None:
         """The last superblock: no log, the exact seq. Then everything that nobody pins is cut off."""
@@ -436,6 +437,10 @@ class Engine:
             store.install(self.channel, Edit(lambda levels, _: levels, log=NO_LOG, seq=committer.last_seq, clean=True))
             self.merger.drain(block=False)
             self.merger.reclaim()
+
+    def tell_forked(self) -> None:
+        """In a forked child: every handle says so."""
+        self.life.end(2)
 
     def abandon(self) -> None:
         """For a finaliser: end the threads without a word to the file. Takes no lock (R12)."""

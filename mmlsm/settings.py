@@ -8,6 +8,7 @@ from typing import Literal
 from mmlsm import limits
 
 Durability = Literal["full", "group", "off"]
+DURABILITIES = ("full", "group", "off")
 Verify = Literal["first-read", "always", "never"]
 Allocation = Literal["earliest", "best"]
 
@@ -35,7 +36,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, allowed in (
-            ("durability", ("full", "group", "off")),
+            ("durability", DURABILITIES),
             ("verify", ("first-read", "always", "never")),
             ("allocation", ("earliest", "best")),
         ):

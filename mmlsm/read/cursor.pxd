@@ -27,4 +27,4 @@ cdef class Cursor:
 
     cdef Merged enter(self)
     cdef int placed(self, Merged merged) except -1
-    cdef int compare_to(self, bytes key) except -2
+    cdef int compare_to(self, Merged merged, bytes key) except -2

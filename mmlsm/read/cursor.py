@@ -9,6 +9,7 @@ I1. What a cursor sees is the state of its reader at its opening; writes, flushe
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 import cython
@@ -58,7 +59,8 @@ class Range:
             start = bound_of(prefix)
             stop = prefix_end(start)
             include_start, include_stop = True, False
-        if limit is not None and limit < 0:
+        limit = MANY if limit is None else min(operator.index(limit), MANY)
+        if limit < 0:
             raise ValueError(f"limit={limit}: must not be negative")
         reader.life.check_open()
         self._reader = reader
@@ -68,7 +70,7 @@ class Range:
         self._reverse = bool(reverse)
         self._include_start = bool(include_start)
         self._include_stop = bool(include_stop)
-        self._limit = MANY if limit is None else limit
+        self._limit = limit
 
     def _iterate(self, reverse: bool) -> Iterator:
         return RangeIterator(
@@ -283,13 +285,13 @@ class Cursor:
         try:
             if how[0] == "<":
                 merged.seek_le(target, n)
-                if how == "<" and merged.current is not None and self.compare_to(target) == 0:
+                if how == "<" and merged.current is not None and self.compare_to(merged, target) == 0:
                     merged.prev()
             else:
                 merged.seek_ge(target, n)
-                if how == ">" and merged.current is not None and self.compare_to(target) == 0:
+                if how == ">" and merged.current is not None and self.compare_to(merged, target) == 0:
                     merged.next()
-                elif how == "==" and merged.current is not None and self.compare_to(target) != 0:
+                elif how == "==" and merged.current is not None and self.compare_to(merged, target) != 0:
                     merged.current = None
         except BaseException:
             merged.current = None  # the sources stand at different keys, or at none
@@ -298,9 +300,8 @@ class Cursor:
             self.busy = False
         return merged.current is not None
 
-    def compare_to(self, key):
+    def compare_to(self, merged, key):
         """The sign of (current key - key)."""
-        merged: Merged = self.merged
         return compare(merged.current.key, 0, merged.current.key_bytes, key, 0, len(key))
 
     @property
@@ -342,11 +343,12 @@ class Cursor:
 
     def compare(self, key) -> int:
         """Less than, equal to or more than 0, as the current key stands to `key`; builds no key."""
-        self.placed(self.enter())
+        merged: Merged = self.enter()
+        self.placed(merged)
         target = bound_of(key)
         if target is None:
             raise TypeError("keys are bytes-like, not NoneType")
-        return self.compare_to(target)
+        return self.compare_to(merged, target)
 
     def __iter__(self):
         """Pairs from the current place on, moving the cursor; from the first key where it was never placed."""

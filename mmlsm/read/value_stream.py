@@ -42,6 +42,8 @@ class PayloadStream(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence not in (io.SEEK_SET, io.SEEK_CUR, io.SEEK_END):
+            raise ValueError(f"whence={whence!r}: choose one of 0, 1, 2")
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._reference.length}[whence]
         if base + offset < 0:
             raise ValueError(f"seek to {base + offset}: before the value's beginning")

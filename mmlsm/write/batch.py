@@ -47,6 +47,9 @@ class Batch:
             key = as_key(key)
         if type(value) is not bytes or len(value) >= 1 << 20:
             value = self._values.take(value)
+            if self._items is None:  # ended by the stream's own read()
+                self._values.give_back(value)
+                raise ClosedError("the batch has ended while it took a value")
         replaced = items.get(key)
         items[key] = value
         if replaced is not None and type(replaced) is not bytes:

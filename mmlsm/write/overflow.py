@@ -88,15 +88,18 @@ def write_stream(file: File, channel: Gate, allocator: Gate, stream: BinaryIO) -
 
 
 def read_chunk(stream: BinaryIO) -> bytes:
-    """Exactly 64 KiB from the stream, or less at its end."""
+    """Exactly 64 KiB from the stream, or less at its end. TypeError or ValueError when it is no binary stream."""
     parts, missing = [], limits.CHUNK_BYTES
     while missing:
         part = stream.read(missing)
+        if not isinstance(part, bytes | bytearray | memoryview):
+            raise TypeError(f"the stream's read() gave {type(part).__name__}: open it blocking and in binary mode")
+        part = bytes(part)
+        if len(part) > missing:
+            raise ValueError(f"the stream's read({missing}) gave {len(part)} bytes, more than was asked for")
         if not part:
             break
-        if not isinstance(part, bytes | bytearray | memoryview):
-            raise TypeError(f"the stream's read() gave {type(part).__name__}: open it in binary mode")
-        parts.append(bytes(part))
+        parts.append(part)
         missing -= len(part)
     return b"".join(parts)
 
@@ -105,6 +108,7 @@ def make_room(
     file: File, channel: Gate, allocator: Gate, extent: Extent, length: int, more: int
 ) -> Extent:
     """A reservation that holds `length` written bytes, `more` to come and all sums; the old one, or a larger."""
+    assert more <= limits.CHUNK_BYTES <= extent.count * limits.PAGE_BYTES // 4, "doubling makes room for a chunk"
     if extent_pages(length + more) + 1 <= extent.count:
         return extent
     grown = allocator.extend(extent, extent.count)

@@ -84,8 +84,12 @@ class Transaction(Reader):
 
     def put(self, key: bytes, value: Any) -> None:
         """Set `key` to `value`: bytes-like, or a readable binary stream of any length."""
-        values = self._writable()
-        self._set(as_key(key), values.take(value))
+        values, key = self._writable(), as_key(key)
+        taken = values.take(value)
+        if self._finished:  # by the stream's own read()
+            values.give_back(taken)
+            raise ClosedError("the transaction has ended while it took a value")
+        self._set(key, taken)
 
     def __setitem__(self, key: bytes, value: Any) -> None:
         self.put(key, value)
@@ -129,12 +133,12 @@ class Transaction(Reader):
         try:
             yield
         except BaseException:
-            if not self._finished:
+            if not self._finished and any(known is journal for known in self._journals):
                 for key, before in reversed(journal):
                     self._take_back(key, before)
                 del self._journals[depth - 1 :]
             raise
-        if not self._finished:
+        if not self._finished and any(known is journal for known in self._journals):
             del self._journals[depth - 1 :]
             if self._journals:
                 self._journals[-1] += journal
