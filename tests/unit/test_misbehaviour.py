@@ -1,0 +1,154 @@
+"""What callers do to the database that nobody should: streams that lie, ends in the middle, handles dropped."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmlsm
+from mmlsm.limits import PAGE_BYTES
+
+
+class Stream:
+    """Gives `parts` one by one, whatever it is asked for; calls `between` before each."""
+
+    def __init__(self, parts: list[Any], between: Any = lambda: None) -> None:
+        self.parts = parts
+        self.between = between
+
+    def read(self, _size: int) -> Any:
+        self.between()
+        return self.parts.pop(0) if self.parts else b""
+
+
+@pytest.mark.parametrize("parts", [[bytes(9 << 20)], [bytes(65536), bytes(65537)], ["text"], [None]])
+def test_a_stream_that_gives_too_much_or_no_bytes_is_refused_and_nothing_is_kept(path: Path, parts: list[Any]) -> None:
+    with mmlsm.open(path) as db:
+        db[b"before"] = b"1"
+        reserved = db.stats().space.reserved
+        with pytest.raises((TypeError, ValueError)):
+            db.put(b"key", Stream(parts))  # type: ignore[arg-type]
+        assert db.stats().space.reserved == reserved
+        assert list(db) == [b"before"]
+
+
+def test_a_stream_of_wider_words_is_taken_by_its_bytes(path: Path) -> None:
+    with mmlsm.open(path) as db:
+        db.put(b"key", Stream([memoryview(bytes(range(256)) * 256).cast("I"), b"x" * 10]))
+        assert db[b"key"] == bytes(range(256)) * 256 + b"x" * 10
+
+
+def test_a_transaction_ended_by_its_own_stream_takes_no_value(path: Path) -> None:
+    with mmlsm.open(path) as db:
+        transaction = db.begin(write=True)
+        with pytest.raises(mmlsm.ClosedError):
+            transaction.put(b"key", Stream([bytes(65536)] * 3, transaction.abort))
+        db[b"next"] = b"1"
+        assert list(db) == [b"next"]
+
+
+def test_an_unknown_durability_is_told_and_the_write_lock_is_free_again(path: Path) -> None:
+    with mmlsm.open(path) as db:
+        transaction = db.begin(write=True)
+        transaction.put(b"key", b"value")
+        with pytest.raises(ValueError, match="bogus"):
+            transaction.commit(durability="bogus")  # type: ignore[arg-type]
+        db[b"next"] = b"1"
+        assert list(db) == [b"next"]
+
+
+def test_a_dropped_write_transaction_frees_the_lock_for_the_same_thread(path: Path) -> None:
+    with mmlsm.open(path) as db:
+        transaction = db.begin(write=True)
+        transaction.put(b"key", bytes(2 << 20))
+        del transaction
+        gc.collect()
+        with db.begin(write=True, timeout=0) as again:
+            again.put(b"next", b"1")
+        assert list(db) == [b"next"]
+
+
+def test_a_view_of_a_transactions_own_value_stays_right_when_it_is_replaced(path: Path) -> None:
+    with mmlsm.open(path) as db:
+        with db.begin(write=True) as transaction:
+            transaction.put(b"key", b"a" * (2 << 20))
+            view, cursor = transaction.get_view(b"key"), transaction.cursor()
+            assert cursor.first()
+            other = cursor.view
+            transaction.put(b"key", b"small")
+            transaction.put(b"other", b"b" * (2 << 20))
+            assert view == b"a" * (2 << 20) == other
+        assert view == b"a" * (2 << 20)
+
+
+def test_what_a_savepoint_replaced_comes_back_when_the_transaction_ends_inside_it(path: Path) -> None:
+    with mmlsm.open(path) as db:
+        db[b"a"] = b"1"
+        reserved = db.stats().space.reserved
+        transaction = db.begin(write=True)
+        transaction.put(b"key", bytes(2 << 20))
+        with transaction.savepoint():
+            transaction.put(b"key", b"small")
+            transaction.commit()
+        assert db.stats().space.reserved == reserved
+        assert db[b"key"] == b"small"
+
+
+def test_a_move_that_met_damage_leaves_the_cursor_on_no_entry(path: Path) -> None:
+    with mmlsm.open(path, leaf_bytes=4096) as db:
+        db.put_many([(b"%06d" % i, b"v" * 100) for i in range(2000)])
+        db.compact()
+    with mmlsm.open(path) as db:
+        segment = db._engine.store.state.version.segments[0]
+        assert db[b"000000"], "a read proves the root, whose children are asked for"
+        pages = [page for page, _, _ in segment.children_of(segment.record.root_page)]
+    data = bytearray(path.read_bytes())
+    for page in pages[5:8]:
+        data[page * PAGE_BYTES + 100] ^= 1
+    path.write_bytes(data)
+    with mmlsm.open(path) as db:
+        cursor = db.cursor()
+        assert cursor.first()
+        with pytest.raises(mmlsm.CorruptionError):
+            list(iter(cursor.next, False))
+        assert not cursor.valid
+        for move in (cursor.next, cursor.prev):
+            assert not move()
+        with pytest.raises(mmlsm.Error):
+            _ = cursor.value
+        assert cursor.last()
+        assert cursor.key == b"001999"
+        seen = []
+        walk = iter(db.keys())
+        with pytest.raises(mmlsm.CorruptionError):
+            seen.extend(walk)
+        assert list(walk) == [], "an iterator that met damage does not go on behind it"
+    for page in pages[5:8]:
+        data[page * PAGE_BYTES + 100] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors in /proc")
+def test_what_a_closed_database_held_goes_without_the_garbage_collector(path: Path) -> None:
+    def cycle() -> None:
+        db = mmlsm.open(path, durability="off")
+        db[b"key"] = b"value"
+        assert list(db)
+        db.close()
+
+    cycle()
+    gc.collect()
+    gc.disable()
+    try:
+        before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+        for _ in range(20):
+            cycle()
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+        assert threading.active_count() == threads
+    finally:
+        gc.enable()
