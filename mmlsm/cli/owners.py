@@ -78,7 +78,7 @@ def _of_segment(engine: Engine, record: SegmentRecord, number: int) -> Owner | N
     whose = f"segment {record.id}"
     if record.filter is not None and record.filter.page <= number < record.filter.page + record.filter.pages:
         return Owner("extent", f"{whose}: its filter", record.filter.page, record.filter.pages, record.filter.sum)
-    pages = Pages(engine.file, engine.file.window(engine.file.pages), "first-read", record.id)
+    pages = Pages(engine.file, engine.file.whole_window(), "first-read", record.id)
     nodes: list[Node] = [(record.root_page, record.root_pages, record.root_sum)]
     for height in range(record.height, -1, -1):
         below: list[Node] = []

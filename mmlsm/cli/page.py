@@ -116,7 +116,7 @@ def decode_superblock(file: File, number: int, shown: Shown) -> None:
 def decode_node(file: File, owner: Owner, shown: Shown, as_hex: bool, verify: str) -> None:
     """A leaf's entries, or a parent's separators and children."""
     output = Output(as_hex=as_hex)
-    pages = Pages(file, file.window(file.pages), verify, owner.segment)
+    pages = Pages(file, file.whole_window(), verify, owner.segment)
     assert owner.height is not None
     pages.touch_anew((owner.first, owner.pages, owner.sum or 0), owner.height)
     header = file.pread(owner.first * PAGE, limits.NODE_HEADER_BYTES)

@@ -26,5 +26,6 @@ cdef class Cursor:
     cdef bint busy
 
     cdef Merged enter(self)
+    cdef bint move(self, int which) except? 1
     cdef int placed(self, Merged merged) except -1
     cdef int compare_to(self, Merged merged, bytes key) except -2

@@ -213,61 +213,43 @@ class Cursor:
             raise Error("the cursor stands on no entry: look at `valid`, or at what the move answered")
         return 0
 
-    def first(self) -> bool:
-        """To the least key."""
+    def move(self, which):
+        """To the first (0), last (1), next (2) or previous (3) entry; whether there is one. None after a failure."""
         merged: Merged = self.enter()
+        if which >= 2 and merged.current is None:
+            return False
         self.busy = True
         try:
-            merged.first()
+            if which == 0:
+                merged.first()
+            elif which == 1:
+                merged.last()
+            elif which == 2:
+                merged.next()
+            else:
+                merged.prev()
         except BaseException:
             merged.current = None  # the sources stand at different keys, or at none
             raise
         finally:
             self.busy = False
         return merged.current is not None
+
+    def first(self) -> bool:
+        """To the least key."""
+        return self.move(0)
 
     def last(self) -> bool:
         """To the greatest key."""
-        merged: Merged = self.enter()
-        self.busy = True
-        try:
-            merged.last()
-        except BaseException:
-            merged.current = None  # the sources stand at different keys, or at none
-            raise
-        finally:
-            self.busy = False
-        return merged.current is not None
+        return self.move(1)
 
     def next(self) -> bool:
         """To the next key; False, and no longer valid, past the last. On no entry: stays there."""
-        merged: Merged = self.enter()
-        if merged.current is None:
-            return False
-        self.busy = True
-        try:
-            merged.next()
-        except BaseException:
-            merged.current = None  # the sources stand at different keys, or at none
-            raise
-        finally:
-            self.busy = False
-        return merged.current is not None
+        return self.move(2)
 
     def prev(self) -> bool:
         """To the key before; False, and no longer valid, before the first. On no entry: stays there."""
-        merged: Merged = self.enter()
-        if merged.current is None:
-            return False
-        self.busy = True
-        try:
-            merged.prev()
-        except BaseException:
-            merged.current = None  # the sources stand at different keys, or at none
-            raise
-        finally:
-            self.busy = False
-        return merged.current is not None
+        return self.move(3)
 
     def seek(self, key, how: str = ">=") -> bool:
         """To the nearest key that stands so to `key`: ">=", "<=", ">", "<" or "==". One descent a segment."""
