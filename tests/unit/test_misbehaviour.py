@@ -152,3 +152,41 @@ def test_what_a_closed_database_held_goes_without_the_garbage_collector(path: Pa
         assert threading.active_count() == threads
     finally:
         gc.enable()
+
+
+def test_a_close_from_within_a_stream_is_a_closed_error_and_leaves_a_sound_file(path: Path) -> None:
+    db = mmlsm.open(path)
+    db[b"before"] = b"1"
+    with pytest.raises(mmlsm.ClosedError):
+        db.put(b"key", Stream([bytes(65536)] * 40, db.close))
+    assert db.closed
+    with mmlsm.open(path, readonly=True) as again:
+        assert list(again) == [b"before"]
+
+
+def test_values_written_while_another_thread_closes_leave_a_sound_file(path: Path) -> None:
+    db = mmlsm.open(path, durability="off")
+    db[b"before"] = b"1"
+    begun, others = threading.Event(), []
+
+    def put(number: int) -> None:
+        try:
+            while True:
+                begun.set()
+                db.put(b"key %d" % number, bytes(3 << 20))
+        except mmlsm.ClosedError:
+            others.append(None)
+        except BaseException as error:
+            others.append(error)
+
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(10)
+    db.close()
+    for thread in threads:
+        thread.join(20)
+    assert others == [None] * 3
+    with mmlsm.open(path, readonly=True) as again:
+        assert again[b"before"] == b"1"
+        assert again.verify().ok
