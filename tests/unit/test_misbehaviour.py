@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,21 @@ def test_values_written_while_another_thread_closes_leave_a_sound_file(path: Pat
     with mmlsm.open(path, readonly=True) as again:
         assert again[b"before"] == b"1"
         assert again.verify().ok
+
+
+def test_what_group_commits_wrote_is_synced_though_flushes_fail(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space() -> None:
+        raise mmlsm.StorageError(28, "no space")
+
+    with mmlsm.open(path, durability="group", group_interval=0.01) as db:
+        db[b"a"] = b"1"
+        with monkeypatch.context() as patch:
+            patch.setattr(db._engine.writer, "flush_sealed", no_space)
+            for number in range(3):
+                db[b"b"] = b"%d" % number
+                committer = db._engine.committer
+                assert committer is not None
+                patience = time.monotonic() + 60
+                while committer.synced_seq < db.seq:
+                    assert time.monotonic() < patience, "the interval sync waits for the flush"
+                    time.sleep(0.01)
