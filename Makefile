@@ -1,6 +1,6 @@
 # The everyday commands. Each makes what it needs from nothing (Python 3.11+, a C compiler, make); repeats are quick.
 #
-#   make demo     a short tour of a database, with figures
+#   make demo     threads index /usr into a database while others check it; then a report
 #   make test     the whole suite, compiled and interpreted
 #   make lint     ruff, and mypy --strict
 #   make stress   the seeded stress tests for long: EFFORT=20 times the usual, SEEDS=10 of them
