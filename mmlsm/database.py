@@ -24,7 +24,7 @@ from mmlsm.read.snapshot import SeqPin, Snapshot
 from mmlsm.settings import DURABILITIES, Allocation, Durability, Settings, Verify
 from mmlsm.stats import PinStats, SegmentStats, SpaceStats, Stats
 from mmlsm.write.batch import Batch, give_all_back
-from mmlsm.write.transaction import SEQ_ALL, Transaction
+from mmlsm.write.transaction import Transaction
 
 PathLike = str | Path
 
@@ -165,8 +165,8 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         values = self._values()
         engine.lock_for_writing(timeout)
         try:
-            pin, state = SeqPin(engine.pins), self.state
-            if state is None:
+            pin, state, committer = SeqPin(engine.pins), self.state, engine.committer
+            if state is None or committer is None:
                 raise ClosedError("the database is closed: open it again")
             release = engine.write_lock.release
 
@@ -180,9 +180,11 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
                     self._give_back(items, error)
                     raise
 
+            # All that is ordered, published or not, and nothing that comes after the transaction's end.
             return Transaction(
-                state, SEQ_ALL, self.life, pin, write=True, values=values, end=end, abandoned=engine.drop_lock
-            )
+                state, committer.last_seq, self.life, pin, write=True,
+                values=values.since(state.version.install), end=end, abandoned=engine.drop_lock,
+            )  # fmt: skip
         except BaseException:
             engine.write_lock.release()
             raise

@@ -140,7 +140,7 @@ class Engine:
             file, self.allocator, self.reclaimer, settings, root.superblock, root.manifest, root.bits, root.slot_order
         )
         channel = self.channel = file.channel()
-        self.values = ValueWriter(file, channel, self.allocator)
+        self.values = ValueWriter(store, channel)
         if not root.slots_agree:
             with store.install_lock:
                 store.write_superblock(channel)

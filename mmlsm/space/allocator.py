@@ -1,13 +1,15 @@
 """Who owns which page of the file: reserve -> commit -> (retire -> reclaim) -> free.
 
-Any thread; one lock of rank 50. `resize`, `forget` and `poison` are called under it and must take no ordered lock.
+Any thread; one lock of rank 50. `resize`, `forget`, `poison` and `on_reserve` are called under it and must take no
+ordered lock.
 
 I1. header + live + reserved + free = the file's pages, each page in one of them (R16; retired extents are live here).
 I2. Every change names pages that are in the state it takes them from, all of them; anything else is our bug: an
     AssertionError, nothing changed.
 I3. The file has `total` pages, always: it grows at a reservation and shrinks at `truncate`. When the file refuses,
     nothing changed.
-I4. No page is reserved with a verified byte left from its last life (R4).
+I4. No page is reserved with a verified byte left from its last life (R4), nor with anything else that is remembered of
+    it: `on_reserve`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class SpaceCounts:
     free_extents: int
     free_largest: int
     reservations: int
+    given_back: int
     growths: int
+    truncations: int
     truncated: int
 
 
@@ -65,6 +69,8 @@ class Allocator:
         self._resize = resize
         self._forget = forget
         self._poison = poison
+        self.on_reserve: Callable[[Extent], object] | None = None
+        """Called with each extent as it begins a new life; set once, before there are threads."""
         # guarded by _lock
         self._total = max(total_pages, limits.HEADER_PAGES)
         self._live = live.copy() if isinstance(live, Bitmap) else _marked(self._total, live)
@@ -80,7 +86,7 @@ class Allocator:
         self._reserved = ExtentSet()
         self._gaps: FreeExtents | None = None
         self._live_pages = self._live.used_pages() - limits.HEADER_PAGES
-        self._reservations = self._growths = self._truncated = 0
+        self._reservations = self._given_back = self._growths = self._truncations = self._truncated = 0
         if self._total > total_pages:
             resize(self._total)
 
@@ -153,6 +159,7 @@ class Allocator:
         with self._lock:
             self._reserved.remove(*extent)
             self._free.add(*extent)
+            self._given_back += extent[1]
 
     def commit(self, extent: tuple[int, int]) -> None:
         """Reserved pages, a part or the whole, are live from now on."""
@@ -183,6 +190,7 @@ class Allocator:
             self._free.remove(*tail)
             self._live.resize(tail.first)
             self._total = tail.first
+            self._truncations += 1
             self._truncated += tail.count
             return tail.count
 
@@ -216,6 +224,28 @@ class Allocator:
         with self._lock:
             return limits.HEADER_PAGES <= first < first + count <= self._total and self._live.all_set(first, count)
 
+    def free_below(self, page: int) -> int:
+        """Free pages before `page`. Some 10 µs a GiB of file, however scattered they are."""
+        with self._lock:
+            return _unused(self._live, self._reserved, 0, min(page, self._total))
+
+    def live_above(self, page: int) -> int:
+        """Pages from `page` on that are in use, retired ones too, reserved ones not. Cost as `free_below`."""
+        with self._lock:
+            first = max(page, limits.HEADER_PAGES)
+            return self._live.used_within(first, self._total - first)
+
+    def relocation_cut(self, most: int) -> int | None:
+        """From which page on to move what is live to free pages before it, so that the file can be cut there.
+
+        The least page from which on there are no more live pages than `most`, nor than are free before it. None when
+        the move would gain less than 1/16 of the file as `truncate` alone would leave it: reserved pages stay where
+        they are. Some 50 µs a GiB of file.
+        """
+        with self._lock:
+            live, reserved = self._live.copy(), ExtentSet(self._reserved)
+        return relocation_cut(live, reserved, most)
+
     def live_bits(self, extra_live: Iterable[tuple[int, int]] = (), drop: Iterable[tuple[int, int]] = ()) -> Bitmap:
         """The bitmap for a manifest: header and live pages, with `extra_live` (reserved) and without `drop` (live).
 
@@ -244,7 +274,9 @@ class Allocator:
                 free_extents=len(self._free),
                 free_largest=self._free.largest_pages(),
                 reservations=self._reservations,
+                given_back=self._given_back,
                 growths=self._growths,
+                truncations=self._truncations,
                 truncated=self._truncated,
             )
 
@@ -273,6 +305,8 @@ class Allocator:
         self._forget(*extent)
         self._free.remove(*extent)
         self._reserved.add(*extent)
+        if self.on_reserve is not None:
+            self.on_reserve(extent)
 
     def _check(self) -> None:
         """Assert I1: every page has one owner."""
@@ -286,6 +320,30 @@ class Allocator:
                 assert not owned.any_set(*extent), f"{extent} has two owners (I1)"
                 owned.set(*extent)
             assert owned.used_pages() == self._total, "a page has no owner (I1)"
+
+
+def _unused(live: Bitmap, reserved: ExtentSet, first: int, end: int) -> int:
+    """How many pages from `first` to before `end` are neither live nor reserved; the header is live."""
+    promised = sum(max(0, min(extent.end, end) - max(extent.first, first)) for extent in reserved)
+    return end - first - live.used_within(first, end - first) - promised
+
+
+def relocation_cut(live: Bitmap, reserved: ExtentSet, most: int) -> int | None:
+    """See Allocator.relocation_cut. Pure; the header is live, and stays where it is."""
+    cut, high, above = limits.HEADER_PAGES, live.pages, 0
+    free = _unused(live, reserved, 0, high)
+    while cut < high:  # `above` and `free` are of `high`; both go one way with it, so halving finds the least
+        middle = (cut + high) // 2
+        more = live.used_within(middle, high - middle)
+        less = _unused(live, reserved, middle, high)
+        if above + more <= min(most, free - less):
+            above, free, high = above + more, free - less, middle
+        else:
+            cut = middle + 1
+    last = reserved.last()
+    fixed = last.end if last is not None else 0
+    end = max(live.used_end(), fixed)
+    return cut if 16 * (end - max(cut, fixed)) >= end else None
 
 
 def _marked(pages: int, live: Iterable[tuple[int, int]]) -> Bitmap:

@@ -141,8 +141,23 @@ class Bitmap:
 
     def used_pages(self) -> int:
         """How many pages are used."""
-        bits, step = memoryview(self._bits), 1 << 16
-        return sum(int.from_bytes(bits[at : at + step], "little").bit_count() for at in range(0, len(bits), step))
+        return _ones(memoryview(self._bits))
+
+    def used_within(self, first: int, count: int) -> int:
+        """How many of these pages are used. Some 10 µs a GiB of file."""
+        if count <= 0:
+            return 0
+        start, end, low, high = self._span(first, count)
+        bits = self._bits
+        if start == end:
+            return (bits[start] & low & high).bit_count()
+        middle = _ones(memoryview(bits)[start + 1 : end])
+        return (bits[start] & low).bit_count() + middle + (bits[end] & high).bit_count()
+
+    def used_end(self) -> int:
+        """The page after the last used one, 0 when none is."""
+        bytes_used = len(self._bits.rstrip(b"\0"))
+        return 8 * (bytes_used - 1) + self._bits[bytes_used - 1].bit_length() if bytes_used else 0
 
     def clean(self) -> None:
         """Begin to collect `dirty` anew: what is here now is in the file."""
@@ -177,6 +192,12 @@ class Bitmap:
         span = self._span(first, count)
         self.dirty.update(range(first // BITMAP_PAGE_BITS, (first + count - 1) // BITMAP_PAGE_BITS + 1))
         return span
+
+
+def _ones(bits: memoryview) -> int:
+    """How many bits are set."""
+    step = 1 << 16
+    return sum(int.from_bytes(bits[at : at + step], "little").bit_count() for at in range(0, len(bits), step))
 
 
 def _mixed(group: bytes) -> Iterator[tuple[int, int]]:

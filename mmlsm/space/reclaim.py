@@ -3,13 +3,18 @@
 Any thread may pin and retire. Finalisers may not (R12): they post, and a thread of the engine unpins. One lock of rank
 60, which is not held while the allocator works.
 
+Leaves and parents carry their birth in their headers. An overflow extent is nothing but payload, so who writes one
+notes here since which install it can be seen.
+
 I1. An extent born at b and unlinked at d is freed only when no pinned version v has b <= v < d, and both copies of a
     superblock >= d are durable (R11).
 I2. A version is pinned by whoever installs it, before readers can find it, and unpinned once nobody can; so no pin ever
     comes too late for a `reclaim` that runs beside it.
 I3. `pending` and the allocator's live pages agree for whoever holds the install lock: `retire`, `reclaim` and the
     encoding of a manifest happen under it.
-I4. While an older handle's views are out, nothing that was allocated at open is freed (R13): `hold`.
+I4. A birth that is too low holds longer; one that is too high would free under a reader. What is remembered of births
+    is forgotten, which reads as 0, once no pin is older: all pins to come are newer, so 0 says the same.
+I5. While an older handle's views are out, nothing that was allocated at open is freed (R13): `hold`.
 """
 
 from __future__ import annotations
@@ -22,8 +27,9 @@ from sortedcontainers import SortedDict
 from mmlsm.format.manifest import Retirement
 from mmlsm.locks import PINS, ordered_lock
 from mmlsm.space.allocator import Allocator
+from mmlsm.space.births import Births
 from mmlsm.space.bitmap import Bitmap
-from mmlsm.space.extents import joined
+from mmlsm.space.extents import Extent, joined
 
 
 def reclaimable(
@@ -61,10 +67,15 @@ class Reclaimer:
         self._pins: SortedDict[int, int] = SortedDict()
         self._pending = list(retired)
         self._held: Bitmap | None = None
+        # constant; has a lock of its own
+        self._births = Births()
+        allocator.on_reserve = self._births.begin_life
 
     def pin(self, install: int) -> None:
         """Keep what version `install` can see, until as many `unpin`."""
         with self._lock:
+            if not self._pins:
+                self._births.forget_until(install)
             self._pins[install] = self._pins.get(install, 0) + 1
 
     def unpin(self, install: int) -> None:
@@ -76,14 +87,31 @@ class Reclaimer:
                 self._pins[install] = left
             else:
                 del self._pins[install]
+                if self._pins:
+                    self._births.forget_until(self._pins.peekitem(0)[0])
 
     def pinned(self) -> list[int]:
         """The pinned install numbers, ascending, each once."""
         with self._lock:
             return list(self._pins)
 
+    def note_birth(self, page: int, install: int) -> None:
+        """The extent that begins at `page`, reserved or live, is seen by no version before `install` (I4)."""
+        self._births.note(page, install)
+
+    def birth_of(self, page: int) -> int:
+        """Since which install the extent that begins at `page` can be seen; 0 where that is not remembered (I4)."""
+        return self._births.of(page)
+
+    def grouped_by_birth(self, extents: Iterable[tuple[int, int]]) -> list[tuple[list[Extent], int]]:
+        """Extents, each as it was noted, with their births: an Edit's `retire`."""
+        groups: dict[int, list[Extent]] = {}
+        for first, count in extents:
+            groups.setdefault(self._births.of(first), []).append(Extent(first, count))
+        return [(group, birth) for birth, group in groups.items()]
+
     def hold(self, allocated: Bitmap | None) -> None:
-        """Free nothing of these pages, whatever the pins say (I4); None lifts that."""
+        """Free nothing of these pages, whatever the pins say (I5); None lifts that."""
         with self._lock:
             self._held = allocated
 
@@ -106,7 +134,7 @@ class Reclaimer:
         return sum(retirement.pages for retirement in self.pending())
 
     def reclaim(self, durable: int) -> int:
-        """Free what I1 and I4 allow, when both superblock copies of install `durable` are durable; pages freed.
+        """Free what I1 and I5 allow, when both superblock copies of install `durable` are durable; pages freed.
 
         An error of the allocator (only debug poisoning does I/O) leaves the rest pending.
         """

@@ -2,15 +2,21 @@
 
 Any committing thread. An extent is written before its commit is ordered, and synced before a `full` commit's record
 is written (R2); until then it is a reservation that the owner of the transaction gives back if it comes to nothing.
+
+I1. The birth noted of an extent is no later than any version with which a reader can meet its value (R11). Who reads a
+    commit took its state after the commit, so the version that readers got when the value was written, `store.state`'s,
+    will do; not the manifest's number, which an install raises before readers get its version. A transaction, and
+    cursors over it, read its own writes with the version from its beginning: `since`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from mmlsm import limits
 from mmlsm.errors import ClosedError
@@ -20,8 +26,9 @@ from mmlsm.space.extents import Extent
 from mmlsm.write.overflow import write_extent, write_stream
 
 if TYPE_CHECKING:
-    from mmlsm.file import Channel, File
+    from mmlsm.file import Channel
     from mmlsm.space.allocator import Allocator
+    from mmlsm.write.store import Store
 
 
 class Gate:
@@ -81,10 +88,17 @@ class Gate:
 class ValueWriter:
     """Writes large values ahead of their commits."""
 
-    def __init__(self, file: File, channel: Channel, allocator: Allocator) -> None:
-        self.file = file
-        self.gate = Gate(channel, allocator)
+    def __init__(self, store: Store, channel: Channel) -> None:
+        self.store = store
+        self.gate = Gate(channel, store.allocator)
         self.abandoned: SimpleQueue[list[Reference]] = SimpleQueue()
+        self.born: int | None = None
+
+    def since(self, install: int) -> Self:
+        """The same for one transaction, which reads what it writes with version `install` (I1)."""
+        twin = copy.copy(self)
+        twin.born = install
+        return twin
 
     def abandon(self, values: Iterable[object]) -> None:
         """For finalisers, which take no lock (R12): the extents among these come back at the next `drain`."""
@@ -105,11 +119,18 @@ class ValueWriter:
             return value
         self.drain()
         if hasattr(value, "read"):
-            return write_stream(self.file, self.gate, self.gate, value)
+            return self.noted(write_stream(self.store.file, self.gate, self.gate, value))
         data = as_value(value)
         if len(data) < limits.LARGE_VALUE_BYTES:
             return data
-        return write_extent(self.gate, self.gate, data)
+        return self.noted(write_extent(self.gate, self.gate, data))
+
+    def noted(self, value: bytes | Reference) -> bytes | Reference:
+        """`value`; if it is an extent its birth is remembered (I1)."""
+        if isinstance(value, Reference):
+            install = self.store.state.version.install if self.born is None else self.born
+            self.store.reclaimer.note_birth(value.page, install)
+        return value
 
     def give_back(self, value: object) -> None:
         """The value came to nothing: its extent, if it has one, is free again."""

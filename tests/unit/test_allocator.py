@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import errno
-import random
-import threading
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
@@ -18,50 +15,7 @@ from mmlsm.errors import CorruptionError, StorageError
 from mmlsm.settings import Allocation
 from mmlsm.space.allocator import Allocator
 from mmlsm.space.extents import Extent, ExtentSet, FreeExtents, joined, size_class
-
-HEADER = limits.HEADER_PAGES
-
-
-@dataclass
-class Disk:
-    """What an Allocator calls: remembers, and refuses to grow past `most`."""
-
-    pages: int = HEADER
-    most: int = 1 << 40
-    broken: bool = False
-    forgotten: list[tuple[int, int]] = field(default_factory=list)
-    poisoned: list[Extent] = field(default_factory=list)
-
-    def resize(self, pages: int) -> None:
-        if self.broken or pages > self.most:
-            raise StorageError(errno.ENOSPC, "the disk is full")
-        self.pages = pages
-
-    def forget(self, first: int, count: int) -> None:
-        self.forgotten.append((first, count))
-
-
-def make(disk: Disk, live: list[tuple[int, int]] | None = None, policy: Allocation = "earliest") -> Allocator:
-    return Allocator(
-        disk.pages,
-        live or [],
-        policy=policy,
-        resize=disk.resize,
-        forget=disk.forget,
-        poison=disk.poisoned.append,
-        debug=True,
-    )
-
-
-def holes(*free: tuple[int, int], pages: int = 100, policy: Allocation = "earliest") -> tuple[Allocator, Disk]:
-    """A file of `pages` live pages with these free extents."""
-    live, end = [], 0
-    for first, count in (*free, (pages, 0)):
-        if first > end:
-            live.append((end, first - end))
-        end = first + count
-    disk = Disk(pages)
-    return make(disk, live, policy), disk
+from space_rig import Disk, holes, make
 
 
 class AllocatorModel(RuleBasedStateMachine):
@@ -198,6 +152,9 @@ class AllocatorModel(RuleBasedStateMachine):
         counts = allocator.counts()
         assert (counts.header, counts.live, counts.reserved, counts.free) == tuple(map(self.letters.count, "hlrf"))
         assert counts.free_largest == max((run.count for run in self.runs("f")), default=0)
+        for page in range(0, len(self.letters) + 9, 1 + len(self.letters) // 8):
+            assert allocator.free_below(page) == self.letters[:page].count("f")
+            assert allocator.live_above(page) == self.letters[page:].count("l")
         used = {page for page, owner in enumerate(self.letters) if owner in "hl"}
         bits = allocator.live_bits()
         assert bits.pages == len(self.letters)
@@ -338,39 +295,6 @@ def test_a_failed_poison_frees_nothing() -> None:
         allocator.free((5, 2))
     assert allocator.free_extents() == []
     allocator._check()
-
-
-def test_no_page_is_given_twice_to_many_threads() -> None:
-    disk = Disk()
-    allocator = make(disk)
-    failures: list[BaseException] = []
-
-    def work(seed: int) -> None:
-        rng, mine = random.Random(seed), []
-        try:
-            for _ in range(400):
-                extent = allocator.reserve_up_to(rng.randint(3, 9), rng.randint(1, 3))
-                if rng.random() < 0.3:
-                    allocator.give_back(extent)
-                    continue
-                allocator.commit(extent)
-                mine.append(extent)
-                if rng.random() < 0.5:
-                    allocator.free(mine.pop(rng.randrange(len(mine))))
-            for extent in mine:
-                allocator.free(extent)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    allocator._check()
-    assert allocator.truncate() == allocator.counts().truncated
-    assert allocator.total == disk.pages == HEADER
 
 
 def test_size_classes_never_fall() -> None:
