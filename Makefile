@@ -5,6 +5,8 @@
 #   make lint     ruff, and mypy --strict
 #   make stress   the seeded stress tests for long: EFFORT=20 times the usual, SEEDS=10 of them
 #   make bench    beside LMDB, three ratios
+#   make bench-space, make bench-load    what is written, kept and read for each byte; a long random load.
+#                 BENCH='--data lines.tsv.xz --keys 200000' gives them arguments, BENCH=--help shows which
 #   make docs     the examples in the documents, run
 #   make build    only install the compiled package into .venv
 #   make clean
@@ -16,6 +18,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_INTERPRETED ?= $(VENV)-interpreted
 TESTS ?=
+BENCH ?=
 EFFORT ?= 20
 SEEDS ?= 10
 
@@ -27,7 +30,10 @@ export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONPATH
 
-.PHONY: demo test test-compiled test-interpreted lint stress bench docs build build-interpreted clean
+# What benchmarks share stands beside them.
+BENCHMARK = PYTHONPATH=benchmarks $(VENV)/bin/python
+
+.PHONY: demo test test-compiled test-interpreted lint stress bench bench-space bench-load docs build build-interpreted clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -55,7 +61,10 @@ stress: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python -m pip install -q lmdb
-	$(VENV)/bin/python benchmarks/against_lmdb.py
+	$(BENCHMARK) benchmarks/against_lmdb.py $(BENCH)
+
+bench-space bench-load: bench-%: $(VENV)/installed
+	$(BENCHMARK) benchmarks/$*.py $(BENCH)
 
 docs: $(VENV)/installed
 	MMLSM_EXPECT_MODE=compiled $(VENV)/bin/python -m pytest tests/unit/test_documents.py

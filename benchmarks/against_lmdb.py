@@ -30,25 +30,17 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+from keysets import random_pairs
 
 import mmlsm
 import mmlsm.memory
 
-KEY_BYTES = 16
-VALUE_BYTES = 100
 BATCH = 1000
 GETS_MOST = 200_000
 FILL_ROUNDS_MOST = 3
 TARGETS = {"get": 0.8, "scan": 0.9, "fill": 0.9}
 
 Pairs = list[tuple[bytes, bytes]]
-
-
-def made(entries: int) -> Pairs:
-    """The pairs in the order in which they are put: random."""
-    rng = random.Random(1)
-    values = [rng.randbytes(VALUE_BYTES) for _ in range(1009)]
-    return [(rng.randbytes(KEY_BYTES), values[i % len(values)]) for i in range(entries)]
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -157,7 +149,7 @@ def turns(rounds: int, work: Callable[[type[Ours] | type[Theirs]], float]) -> di
 
 
 def measured(entries: int, rounds: int, directory: Path) -> dict[str, Any]:
-    pairs = made(entries)
+    pairs = random_pairs(entries)
     keys = [key for key, _ in random.Random(2).sample(pairs, min(entries, GETS_MOST))]
     closing: dict[str, list[float]] = {Ours.name: [], Theirs.name: []}
     settling: dict[str, float] = {}
