@@ -1,4 +1,4 @@
-"""Commands over the whole file: info, levels, free, verify, compact.
+"""Commands over the whole file: info, free, verify, compact.
 
 All but `compact` open it read-only, so they work on a database that was not closed cleanly, is open elsewhere, or lies
 on a read-only medium.
@@ -15,7 +15,7 @@ import mmlsm
 from mmlsm import limits
 from mmlsm.cli import arguments
 from mmlsm.cli.arguments import EXIT_NO, EXIT_OK, Commands
-from mmlsm.cli.output import Output, json_of, size_of
+from mmlsm.cli.output import Output, size_of
 from mmlsm.engine import Engine
 from mmlsm.write.recovery import extents_in_use, still_retired
 
@@ -26,9 +26,6 @@ def add(commands: Commands) -> None:
     """Put the commands into the grammar."""
     info = arguments.command(commands, "info", "show what a database is: its root, size, levels and log")
     info.set_defaults(run=run_info)
-    levels = arguments.command(commands, "levels", "list the segments, by level and run, newest first")
-    arguments.add_hex(levels, "keys are hexadecimal")
-    levels.set_defaults(run=run_levels)
     free = arguments.command(commands, "free", "list the extents of pages that are free")
     free.set_defaults(run=run_free)
     verify = arguments.command(commands, "verify", "prove every page, key and sum",
@@ -141,42 +138,6 @@ def run_info(args: argparse.Namespace) -> int:
         ]
     )  # fmt: skip
     return EXIT_OK
-
-
-def run_levels(args: argparse.Namespace) -> int:
-    """`mmlsm levels`."""
-    output = Output(as_json=args.json, as_hex=args.hex)
-    with mmlsm.open(args.file, readonly=True) as database:
-        segments = database.stats().segments
-    if args.json:
-        facts = []
-        for segment in segments:
-            fact = dataclasses.asdict(segment)
-            fact["first_key"] = json_of(segment.first_key, args.hex)
-            fact["last_key"] = json_of(segment.last_key, args.hex)
-            facts.append(fact)
-        output.json(facts)
-        return EXIT_OK
-    if not segments:
-        output.line("no segments")
-        return EXIT_OK
-    output.table(
-        ("level", "run", "segment", "entries", "tombstones", "pages", "height", "commits", "first key", "last key"),
-        [
-            (
-                s.level, s.run, s.id, s.entries, s.tombstones, s.pages, s.height, f"{s.seq_low:,} to {s.seq_high:,}",
-                short(output, s.first_key), short(output, s.last_key),
-            )
-            for s in segments
-        ],
-    )  # fmt: skip
-    return EXIT_OK
-
-
-def short(output: Output, key: bytes) -> str:
-    """A key in a table."""
-    text = output.text(key)
-    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def run_free(args: argparse.Namespace) -> int:
