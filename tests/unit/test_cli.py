@@ -22,7 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 COMMANDS = [
     *("demo", "get", "put", "delete", "scan", "keys", "load"),
-    *("dump", "info", "levels", "free", "verify", "compact", "page"),
+    *("dump", "info", "levels", "map", "free", "verify", "compact", "page"),
 ]
 PAGE = 4096
 
@@ -283,7 +283,7 @@ def test_a_missing_file_is_one_line(run: Run, path: Path, command: str) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("command", ["info", "levels", "free", "verify", "keys", "scan", "dump", "compact"])
+@pytest.mark.parametrize("command", ["info", "levels", "map", "free", "verify", "keys", "scan", "dump", "compact"])
 def test_another_kind_of_file_is_refused_and_kept(run: Run, path: Path, command: str) -> None:
     path.write_bytes(b"something else\n" * 1000)
     code, out, err = run(command, path)
