@@ -31,6 +31,18 @@ class Settings:
     """Poison reclaimed pages, check the lock order, prove the file at each install."""
     node_entries_max: int = limits.NODE_ENTRIES_MAX
     """Tests make trees deep with few keys by lowering this."""
+    fan_out: int = 4
+    """Runs of a tier that make a merge into the next."""
+    bottom_ratio: int = 4
+    """The tiers drain into the bottom once that would be rewritten for at least 1/this of its size."""
+    slice_bytes: int = 8 << 20
+    """A slice of a merge into the bottom reads about this much, or 1/8 of the bottom, up to 8 times this."""
+    reuse: bool = True
+    """Whether merges take leaves and parents over by reference."""
+    reuse_leaves_min: int = 1
+    """Fewer untouched leaves in a row than this are written anew."""
+    leaf_fullness_min: float = 0.5
+    """A leaf or parent filled less than this beside one that is written anew is written anew with it."""
     log_extent_bytes: int = 1 << 20
     """Size of a log extent, once the log has grown to need whole ones."""
 
@@ -53,5 +65,9 @@ class Settings:
             raise ValueError(f"memtable_bytes={self.memtable_bytes}: must be at least {limits.MEMTABLE_BYTES_MIN}")
         if not self.group_interval > 0:
             raise ValueError(f"group_interval={self.group_interval}: must be more than 0 seconds")
+        if self.fan_out < 2 or self.bottom_ratio < 1 or self.slice_bytes < 1 or self.reuse_leaves_min < 1:
+            raise ValueError("fan_out must be at least 2; bottom_ratio, slice_bytes and reuse_leaves_min at least 1")
+        if not 0 <= self.leaf_fullness_min <= 1:
+            raise ValueError(f"leaf_fullness_min={self.leaf_fullness_min}: must be from 0 to 1")
         if not 2 <= self.node_entries_max <= limits.NODE_ENTRIES_MAX:
             raise ValueError(f"node_entries_max={self.node_entries_max}: must be from 2 to {limits.NODE_ENTRIES_MAX}")

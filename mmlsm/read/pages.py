@@ -26,12 +26,12 @@ if cython.compiled:
     from cython.cimports.mmlsm.format.leaf import fault_code as leaf_fault
     from cython.cimports.mmlsm.format.parent import child_page, child_pages, child_sum
     from cython.cimports.mmlsm.format.parent import fault_code as parent_fault
-    from cython.cimports.mmlsm.memory import Window, cut, u8s
+    from cython.cimports.mmlsm.memory import Window, cut, load32, load64, u8s
 else:
     from mmlsm.format.leaf import fault_code as leaf_fault
     from mmlsm.format.parent import child_page, child_pages, child_sum
     from mmlsm.format.parent import fault_code as parent_fault
-    from mmlsm.memory import Window, cut
+    from mmlsm.memory import Window, cut, load32, load64
 
 
 @cython.cclass
@@ -82,6 +82,22 @@ class Pages:
         n: cython.Py_ssize_t = self.window.m16[(base >> 1) + 2]
         w: Window = self.window
         return [(child_page(w, base, i), child_pages(w, base, i), child_sum(w, base, i)) for i in range(n)]
+
+    def birth_of(self, page: int64_t) -> int:
+        """The install number in the header of the proved node at `page`: since when it can be seen, at the earliest."""
+        return load64(self.window.m8, (page << 12) + 8)
+
+    def used_of(self, page: int64_t) -> int:
+        """Bytes in use of the proved node at `page`."""
+        return load32(self.window.m8, (page << 12) + 16)
+
+    def tombstones_of(self, page: int64_t) -> int:
+        """Tombstones in the proved leaf at `page`."""
+        return load32(self.window.m8, (page << 12) + 20) & 0xFFFF
+
+    def entries_of_leaf(self, page: int64_t) -> int:
+        """Entries in the proved leaf at `page`."""
+        return self.window.m16[(page << 11) + 2]
 
     def is_proved(self, page: int64_t) -> bool:
         """Whether the node at `page` was proved in this window."""

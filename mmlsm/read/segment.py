@@ -34,6 +34,7 @@ if cython.compiled:
         compare,
         cut,
         filter_holds,
+        key_hash,
         load32,
         load64,
         prefetch,
@@ -47,7 +48,7 @@ else:
     from mmlsm.format.leaf import search as leaf_search
     from mmlsm.format.parent import child_entries, child_page, child_pages, child_sum, separator_reference_at
     from mmlsm.format.parent import search as parent_search
-    from mmlsm.memory import Buffer, Int64s, Window, at, compare, cut, filter_holds, load32, load64, prefetch
+    from mmlsm.memory import Buffer, Int64s, Window, at, compare, cut, filter_holds, key_hash, load32, load64, prefetch
     from mmlsm.read.pages import Pages
     from mmlsm.read.source import Source
 
@@ -154,6 +155,19 @@ class Segment(Pages):
         if result & 1:
             return page << 16 | result >> 1
         return ABSENT
+
+    def holds(self, key: bytes) -> bool:
+        """Whether there is an entry of this key, a tombstone or not: by fences, then filter, then search."""
+        return self.may_hold(key, len(key), key_hash(key, len(key))) and self.find(key, len(key)) != ABSENT
+
+    def first_at_or_above(self, page: int64_t, key: bytes) -> int:
+        """Of the proved leaf at `page`, the index of the first entry that is not below `key`."""
+        result: int64_t
+        while True:
+            result = leaf_search(self.window, page << 12, key, len(key))
+            if result >= 0:
+                return result >> 1
+            self.touch_key(leaf_reference_at(self.window, entry_at(self.window, page << 12, -2 - result)))
 
     def kind_of(self, position):
         """VALUE, TOMBSTONE or OVERFLOW."""

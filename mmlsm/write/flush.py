@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mmlsm.format.manifest import Level, Reference, SegmentRecord
 from mmlsm.read.ordering import in_order
 from mmlsm.space.extents import Extent
+from mmlsm.write.merge_policy import shape_of
 from mmlsm.write.merge_run import node_bytes
 from mmlsm.write.segment_writer import SegmentWriter, pack_value
 from mmlsm.write.store import Edit, Store
@@ -35,12 +36,16 @@ class Flushed:
     record: SegmentRecord | None
     written: list[Extent]
     kept: set[Extent]
+    overflow: tuple[int, ...]
     bytes_written: int
+    alone: bool
+    """Nothing is older: it has no filter and no tombstones, and becomes the bottom."""
 
 
 def write_memtable(store: Store, channel: Channel, table: Memtable, pause: Callable[[], object]) -> Flushed:
     """Write the segment, calling `pause` every ITEMS_A_STEP entries; gives everything back if it fails."""
     count = table.entry_count
+    alone = next(store.manifest.segments(), None) is None
     mean = table.live_bytes // max(1, count) + 12
     writer = SegmentWriter(
         channel,
@@ -48,7 +53,7 @@ def write_memtable(store: Store, channel: Channel, table: Memtable, pause: Calla
         store.settings,
         birth=store.manifest.install + 1,
         leaf_bytes=node_bytes(store.settings, mean),
-        expected_entries=count if store.manifest.levels and any(store.manifest.levels) else 0,
+        expected_entries=0 if alone else count,
     )
     kept: set[Extent] = set()
     try:
@@ -56,6 +61,8 @@ def write_memtable(store: Store, channel: Channel, table: Memtable, pause: Calla
         for keys in in_order(list(entries)):
             for at in range(0, len(keys), ITEMS_A_STEP):
                 step = [(key, entries[key].value) for key in keys[at : at + ITEMS_A_STEP]]
+                if alone:
+                    step = [item for item in step if item[1] is not None]
                 kept.update(Extent(value.page, value.pages) for _, value in step if isinstance(value, Reference))
                 writer.add_items([(key, pack_value(value)) for key, value in step])
                 pause()
@@ -65,7 +72,8 @@ def write_memtable(store: Store, channel: Channel, table: Memtable, pause: Calla
         raise
     if record is not None and kept:
         record = replace(record, pages=record.pages + sum(extent.count for extent in kept))
-    return Flushed(record, writer.reserved, kept, writer.bytes_written)
+    overflow = tuple(extent.first for extent in writer.overflow_extents)
+    return Flushed(record, writer.reserved, kept, overflow, writer.bytes_written, alone)
 
 
 def flush(
@@ -91,9 +99,11 @@ def flush(
     def levels(present: tuple[Level, ...], number: int) -> tuple[Level, ...]:
         if flushed.record is None:
             return present
-        # Versions from before the flush see, through the memtable, the extents that become the segment's.
-        run = (replace(flushed.record, installed=0 if flushed.kept else number),)
-        return ((run, *(present[0] if present else ())), *present[1:])
+        shape, record = shape_of(present), replace(flushed.record, installed=number)
+        if flushed.alone:
+            return replace(shape, bottom=record).levels()
+        tiers = shape.tiers or ((),)
+        return replace(shape, tiers=((record, *tiers[0]), *tiers[1:])).levels()
 
     commit = list(flushed.written)
     if not live:
@@ -101,7 +111,8 @@ def flush(
     edit = Edit(
         levels=levels,
         commit=commit,
-        retire=[(dropped, 0), (log_extents, store.manifest.install + 1)],
+        retire=[*store.reclaimer.grouped_by_birth(dropped), (log_extents, store.manifest.install + 1)],
+        overflow=flushed.overflow,
         log=log,
         seq=table.last_seq or None,
         clean=clean,

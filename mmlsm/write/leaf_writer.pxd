@@ -15,6 +15,8 @@ cdef class LeafWriter:
     cdef readonly Py_ssize_t value_max
     cdef Py_ssize_t entries_max
     cdef uint64_t birth
+    cdef bytes spilled_key
+    cdef bytes spilled_reference
     cdef readonly Buffer out
     cdef readonly Py_ssize_t out_used
     cdef readonly Py_ssize_t leaves

@@ -92,6 +92,7 @@ class LeafWriter:
         self.separator_full = Int64s(LEAVES_A_BATCH)
         self.separators = Buffer(SEPARATORS_BYTES)
         self.filter_bits = filter_bits
+        self.spilled_key = self.spilled_reference = NOTHING
         self.filter_blocks = filter_bits.size // 64 if filter_bits is not None else 0
         self.out_used = self.leaves = self.entries = self.tombstones = self.data_bytes = 0
         self.staged = self.count = self.prefix = self.heap_bytes = self.tombstones_here = self.separators_used = 0
@@ -281,6 +282,17 @@ class LeafWriter:
         """Finish the last leaf. False when `out` must be drained first."""
         return self.finish_leaf() == ADDED
 
+    def follow(self, key: bytes) -> None:
+        """What comes next comes after `key`, the last of a subtree that was taken over."""
+        self.previous_key.data[: len(key)] = key
+        self.previous_key_bytes = len(key)
+        self.has_previous = True
+
+    def open_bytes(self) -> int:
+        """Bytes that the open leaf would take; 0 when it is empty."""
+        n: cython.Py_ssize_t = self.count
+        return 32 + ((self.prefix + 3) & ~3) + 6 * n + 2 + self.heap_bytes if n else 0
+
     def first(self) -> bytes:
         """The first key added."""
         return bytes(self.lowest.data[: self.lowest_bytes])
@@ -335,7 +347,10 @@ class LeafWriter:
                 items[i] = (key, bytearray(value))
             if len(key) > self.key_max:
                 kind |= 0x10
-                reference = spill(key)
+                if key != self.spilled_key:  # it was when the leaf before it had to be drained first
+                    self.spilled_reference = spill(key)
+                    self.spilled_key = key
+                reference = self.spilled_reference
             if self.add_one(kind, key, reference, value) == DRAIN:
                 return i
         return stop

@@ -1,5 +1,5 @@
 from libc.stdint cimport int64_t
-from mmlsm.memory cimport Buffer, Int64s, Window
+from mmlsm.memory cimport Buffer, Int64s, Pointers, Window
 from mmlsm.read.tournament cimport Tournament
 from mmlsm.write.leaf_writer cimport LeafWriter
 
@@ -7,6 +7,8 @@ cdef enum:
     DONE = 0
     FULL = 1
     DROPPED_FULL = 2
+    TOMBSTONE = 3
+    MOVE = 4
     FEED = 1000
     TOUCH = 2000
     FEED_LEAVES = 1024
@@ -18,11 +20,17 @@ cdef class MergeCore:
     cdef LeafWriter writer
     cdef Tournament tournament
     cdef readonly Py_ssize_t sources
-    cdef bint drop_tombstones
+    cdef int tombstones
+    cdef int64_t cut
     cdef Int64s feed
     cdef Int64s feed_at
     cdef Int64s feed_count
-    cdef Int64s ended
+    cdef Int64s feed_first
+    cdef Int64s feed_last
+    cdef Int64s waiting
+    cdef list bounds
+    cdef Pointers bound
+    cdef Int64s bound_bytes
     cdef Int64s base
     cdef Int64s at_entry
     cdef Int64s entries
@@ -31,12 +39,22 @@ cdef class MergeCore:
     cdef Py_ssize_t held_bytes
     cdef bint holding
     cdef Py_ssize_t loading
-    cdef Py_ssize_t primed
+    cdef Py_ssize_t replaying
+    cdef int verdict
+    cdef Buffer references
+    cdef bint is_moved
     cdef Int64s dropped
     cdef readonly Py_ssize_t dropped_count
     cdef readonly int64_t entries_in
+    cdef Int64s bytes_from
+    cdef Int64s entries_from
+    cdef Int64s tombstones_from
+    cdef Int64s pages_kept
+    cdef Int64s pages_dropped
 
+    cdef void wait(self, Py_ssize_t s) noexcept nogil
     cdef int load(self, Py_ssize_t s) noexcept nogil
-    cdef void drop(self, int64_t entry) noexcept nogil
+    cdef void note(self, Py_ssize_t s, int64_t entry, bint kept) noexcept nogil
+    cdef bint is_beyond(self, int64_t entry) noexcept nogil
     cdef int emit(self, Py_ssize_t s) noexcept nogil
     cdef int run(self) noexcept nogil

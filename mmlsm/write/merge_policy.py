@@ -1,57 +1,188 @@
-"""Which runs to merge next: a pure function of the runs' sizes.
+"""What to merge next: a pure function of a version's levels.
 
-Size-tiered to begin with (the policy that "universal" compaction is known by): runs are ordered newest first; the
-newest ones are merged together once there are enough of similar size, and an idle database converges to one run.
+Lazily levelled (Dayan, Idreos: Dostoevsky, 2018): every level but the last keeps some runs of like size (a tier), the
+last keeps one (the bottom). Levels, newest first:
 
-I1. A plan names neighbours: a contiguous range of runs, so that newer still stands before older.
+    tier 0 | tier 1 | ... | tier n-1 | draining | bottom
+
+A flush makes a run of tier 0. `fan_out` runs of a tier become one of the next. When the tiers are worth a merge into
+the bottom, their runs move to `draining` and go from there, a slice of the key space at a time, each slice an install
+of its own: so a merge's peak space follows the slice and not the database, and small merges come in between.
+
+I1. A plan keeps the order of age: it names neighbours, and what comes out stands where the newest of them stood.
+I2. Nothing is read here but records: no file, no clock; equal levels give equal plans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING
 
-RUNS_MIN: Final = 4
-"""Runs of similar size that are worth a merge."""
+from mmlsm.format.manifest import Level, SegmentRecord
+from mmlsm.limits import PAGE_BYTES
 
-SIZE_RATIO: Final = 2
-"""A run joins a merge when it is at most this many times as large as all newer ones together."""
+if TYPE_CHECKING:
+    from mmlsm.settings import Settings
 
-RUNS_SLOW: Final = 12
-"""From this many runs on commits are slowed."""
+TIER_LATE = 2
+"""A tier of this many times `fan_out` runs is merged even while others drain."""
 
-RUNS_STOP: Final = 24
-"""With this many runs commits wait for a merge."""
+FLUSH_SHARE = 4
+"""A flushed run is taken to be at least 1/this of `memtable_bytes`, where the number of tiers is foretold."""
+
+DENSE = 0.25
+"""A slice of which this share are tombstones goes first."""
 
 
 @dataclass(frozen=True, slots=True)
-class MergePlan:
-    """Merge runs[first:last], newest first; `bottom`: no older run is left below them."""
+class TierMerge:
+    """Merge the segments `ids`, newest first, whole, into one run, the newest of tier `into`."""
 
-    first: int
-    last: int
-    bottom: bool
+    ids: tuple[int, ...]
+    into: int
 
 
-def plan(sizes: Sequence[int], *, idle: bool, has_tombstones: bool = False) -> MergePlan | None:
-    """The next merge for runs of these sizes (bytes, newest first), or None.
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Merge the segments `ids`, newest first, into the bottom, slice by slice. None: the bottom is written alone."""
 
-    `idle`: nothing has been written for a while, so converge; `has_tombstones`: of the only run, when it is alone.
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The keys start <= k < stop of the runs that drain (None: no bound), and what the largest of them holds there."""
+
+    start: bytes | None
+    stop: bytes | None
+    entries: int
+    tombstones: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Levels by their role. Runs newest first; each is one segment, its record."""
+
+    tiers: tuple[tuple[SegmentRecord, ...], ...]
+    draining: tuple[SegmentRecord, ...]
+    bottom: SegmentRecord | None
+
+    def upper(self) -> list[SegmentRecord]:
+        """All but the bottom, newest first."""
+        return [record for tier in self.tiers for record in tier] + list(self.draining)
+
+    def levels(self) -> tuple[Level, ...]:
+        """As a manifest keeps them, without empty tiers at the end; nothing for nothing."""
+        tiers = list(self.tiers)
+        while len(tiers) > 1 and not tiers[-1]:
+            tiers.pop()
+        if not any(tiers) and not self.draining and self.bottom is None:
+            return ()
+        runs = [*(tiers or [()]), self.draining, () if self.bottom is None else (self.bottom,)]
+        return tuple(tuple((record,) for record in level) for level in runs)
+
+
+def shape_of(levels: Sequence[Level]) -> Shape:
+    """The roles of a manifest's levels; fewer than three are tiers."""
+    flat = [tuple(record for run in level for record in run) for level in levels]
+    if len(flat) < 3:
+        return Shape(tuple(flat), (), None)
+    assert len(flat[-1]) <= 1, "the bottom is one run"
+    return Shape(tuple(flat[:-2]), flat[-2], flat[-1][0] if flat[-1] else None)
+
+
+def level_name(index: int, count: int) -> str:
+    """What level `index` of `count` is called."""
+    if count >= 3 and index >= count - 2:
+        return "bottom" if index == count - 1 else "draining"
+    return f"tier {index}"
+
+
+def plan(
+    shape: Shape,
+    settings: Settings,
+    *,
+    idle: bool = False,
+    below: int | None = None,
+    overlap_bytes: Callable[[SegmentRecord], int] | None = None,
+) -> TierMerge | Drain | None:
+    """The next merge, or None.
+
+    `idle`: nothing has been written for a while, so converge to one run. `below`: a merge of that tier is under way on
+    this thread, and only what is newer and smaller may come in between. `overlap_bytes(record)` tells how much of the
+    bottom lies between a record's fences; all of it where that is not given.
     """
-    count = len(sizes)
-    if count == 1 and idle and has_tombstones:
-        return MergePlan(0, 1, True)
-    if count < 2:
+    fan_out = settings.fan_out
+    for tier, runs in enumerate(shape.tiers if below is None else shape.tiers[:below]):
+        late = tier > 0 and bool(shape.draining) and len(runs) < TIER_LATE * fan_out
+        if len(runs) < fan_out or late:
+            continue
+        group, into = list(runs), tier + 1
+        while into < len(shape.tiers) and len(shape.tiers[into]) + 1 >= fan_out and (below is None or into < below):
+            group += shape.tiers[into]
+            into += 1
+        older = [record for deeper in shape.tiers[into:] for record in deeper]
+        if below is None and not shape.draining and drains(group + older, shape.bottom, settings, overlap_bytes):
+            return Drain(tuple(record.id for record in group + older))
+        return TierMerge(tuple(record.id for record in group), into)
+    if below is not None:
         return None
-    if idle:
-        return MergePlan(0, count, True)
-    total, last = sizes[0], 1
-    while last < count and sizes[last] <= SIZE_RATIO * total:
-        total += sizes[last]
-        last += 1
-    if last >= RUNS_MIN:
-        return MergePlan(0, last, last == count)
-    if count >= RUNS_SLOW:
-        return MergePlan(0, count, True)
+    if shape.draining:
+        return Drain(tuple(record.id for record in shape.draining))
+    upper = shape.upper()
+    if idle and upper:
+        return Drain(tuple(record.id for record in upper))
+    if idle and shape.bottom is not None and shape.bottom.tombstones:
+        return Drain(())
     return None
+
+
+def drains(
+    group: Sequence[SegmentRecord],
+    bottom: SegmentRecord | None,
+    settings: Settings,
+    overlap_bytes: Callable[[SegmentRecord], int] | None,
+) -> bool:
+    """Whether these runs, all that is older than them but the bottom included, are worth a merge into the bottom."""
+    if bottom is None:
+        return True
+    whole = bottom.pages * PAGE_BYTES
+    overlapped = whole
+    if overlap_bytes is not None:
+        overlapped = min(whole, sum(overlap_bytes(record) for record in group))
+    return sum(record.pages for record in group) * PAGE_BYTES * settings.bottom_ratio >= overlapped
+
+
+def next_slice(slices: Sequence[Slice], place: bytes) -> int:
+    """Which slice comes next: the densest in tombstones if one is dense, else the first at or after `place`, around."""
+    dense = max(range(len(slices)), key=lambda i: slices[i].tombstones / max(1, slices[i].entries))
+    if slices[dense].tombstones > DENSE * slices[dense].entries:
+        return dense
+    return next((i for i, piece in enumerate(slices) if piece.start is not None and piece.start >= place and place), 0)
+
+
+def slice_target(bottom: SegmentRecord | None, settings: Settings) -> int:
+    """Bytes that a slice should read, source and bottom together."""
+    pages = bottom.pages if bottom is not None else 0
+    return min(max(settings.slice_bytes, pages * PAGE_BYTES // 8), 8 * settings.slice_bytes)
+
+
+def tiers_most(shape: Shape, settings: Settings) -> int:
+    """How many tiers a database of this size needs at most."""
+    bottom = 0 if shape.bottom is None else shape.bottom.pages * PAGE_BYTES
+    upper = sum(record.pages for record in shape.upper()) * PAGE_BYTES
+    size, tiers = max(1, settings.memtable_bytes // FLUSH_SHARE) * settings.fan_out, 1
+    while size * settings.bottom_ratio < max(bottom, upper):
+        size *= settings.fan_out
+        tiers += 1
+    return max(tiers, len(shape.tiers))
+
+
+def runs_bound(levels: Sequence[Level], settings: Settings) -> int:
+    """Runs that there may be: commits wait for merges rather than go beyond.
+
+    Each tier holds up to TIER_LATE * fan_out runs, tier 0 as many again; as many as tier 0 may drain; and the bottom.
+    """
+    tiers = tiers_most(shape_of(levels), settings)
+    return TIER_LATE * settings.fan_out * (tiers + 2) + 1

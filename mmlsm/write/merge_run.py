@@ -1,22 +1,28 @@
-"""One merge from beginning to end: segments in, one segment out.
+"""One merge from beginning to end: segments in; one segment out, and what is left of those that were merged in part.
 
-Runs on the merge thread (or under `compact()`), holds no lock, and pins its inputs: the caller holds the version that
-they come from (R15). What it wrote is reserved, not live, until the caller installs the result.
+Runs on the merge thread, holds no lock, and pins its inputs: the caller holds the version that they come from (R15).
+What it wrote is reserved, not live, until the caller installs the result.
 
 I1. A merge that fails or is stopped gives back every page that it reserved.
+I2. A node is taken over by reference only where no other source has a key in its range; so what a merge writes follows
+    the overlap, not the size of what it merges into.
+I3. What is taken over holds no tombstone where tombstones are dropped, and nothing is taken over into a segment that
+    has a filter, for its keys would be missing there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mmlsm import limits
-from mmlsm.format.manifest import SegmentRecord
+from mmlsm.format.manifest import Reference, SegmentRecord
 from mmlsm.read.pages import Pages
-from mmlsm.space.extents import Extent, joined
+from mmlsm.space.extents import Extent
 from mmlsm.write import merge
+from mmlsm.write.merge_inputs import Input, Kept, Merged, Remainder
+from mmlsm.write.overflow import move_extent
 from mmlsm.write.segment_writer import SegmentWriter
 
 if TYPE_CHECKING:
@@ -24,139 +30,291 @@ if TYPE_CHECKING:
     from mmlsm.read.segment import Segment
     from mmlsm.settings import Settings
     from mmlsm.space.allocator import Allocator
+    from mmlsm.space.reclaim import Reclaimer
 
 
-class Stopped(Exception):
-    """The merge was asked to stop; it has given everything back."""
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What every merge of one database works with.
+
+    `pause(done, total)` is called now and then with entries; what it raises stops the merge cleanly.
+    """
+
+    file: File
+    channel: Channel
+    allocator: Allocator
+    reclaimer: Reclaimer
+    settings: Settings
+    birth: int
+    pause: Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
     """What a finished merge leaves to install.
 
-    `record` is None when no entry was left. `written` is reserved and becomes live; `unlinked` are the extents of the
-    inputs that the result does not use, to be retired.
+    `record` is None when no entry was left; `remainders` are what stays of sources merged in part, by their id, None
+    for nothing. `written` is reserved and becomes live; `unlinked` (extents, born) is to be retired.
     """
 
     record: SegmentRecord | None
+    remainders: dict[int, SegmentRecord | None]
     written: tuple[Extent, ...]
-    unlinked: tuple[tuple[tuple[Extent, ...], int], ...]
+    unlinked: tuple[tuple[list[Extent], int], ...]
+    bytes_read: int
     bytes_written: int
     entries_in: int
+    pages_reused: int
+    overflow: tuple[int, ...]
+    """First pages of the overflow extents among what was written."""
 
 
-class NodeWalk:
-    """Proves the nodes of one segment in key order and remembers where they are."""
+class Run:
+    """A merge under way: one core, one writer, and what is to be retired once it is installed."""
 
-    def __init__(self, pages: Pages, record: SegmentRecord) -> None:
-        self.pages = pages
-        self.record = record
-        self.extents: list[tuple[int, int]] = []
-        if record.filter is not None:
-            self.extents.append((record.filter.page, record.filter.pages))
+    def __init__(self, shop: Workshop, writer: SegmentWriter, inputs: list[Input], tombstones: int, cut: int) -> None:
+        self.shop = shop
+        self.writer = writer
+        self.inputs = inputs
+        self.window = shop.file.whole_window()
+        self.core = merge.MergeCore(self.window, writer.leaves, len(inputs), tombstones, cut)
+        self.dropped: list[tuple[int, int]] = []
+        self.moved_pages = 0
+        self.older: list[Segment] = []
 
-    def birth(self, latest: int) -> int:
-        """Since which install its nodes and filter could be seen, at most `latest`: what the root's header says."""
-        header = self.pages.file.pread(self.record.root_page * limits.PAGE_BYTES, limits.NODE_HEADER_BYTES)
-        return min(max(self.record.installed, int.from_bytes(header[8:16], "little")), latest)
+    def drive(self, total: int) -> None:
+        """Serve the core until it is done."""
+        core = self.core
+        core.begin([source.walk.low() for source in self.inputs])
+        while (answer := core.step()) != merge.ANSWER_DONE:
+            if answer == merge.ANSWER_FULL:
+                self.writer.drain()
+                self.shop.pause(core.entries_in, total)
+            elif answer == merge.ANSWER_DROPPED:
+                self.dropped += core.take_dropped()
+            elif answer == merge.ANSWER_TOMBSTONE:
+                key = core.key()
+                core.decide(any(segment.holds(key) for segment in self.older))
+            elif answer == merge.ANSWER_MOVE:
+                self.move()
+            elif answer >= merge.ANSWER_TOUCH:
+                source = answer - merge.ANSWER_TOUCH
+                segment = self.inputs[source].walk.segment
+                # Through the core's window: a segment that was opened before the file grew may have another.
+                pages = Pages(self.shop.file, self.window, self.shop.settings.verify, segment.segment_id)
+                pages.prove_key(core.key_reference_of(source))
+            else:
+                source = answer - merge.ANSWER_FEED
+                self.inputs[source].serve(core, source, self.writer)
+        self.dropped += core.take_dropped()
 
-    def leaves(self) -> Iterator[list[int]]:
-        """Page numbers of the leaves, a parent's at a time."""
-        root = (self.record.root_page, self.record.root_pages, self.record.root_sum)
-        return self._below([root], self.record.height)
+    def move(self) -> None:
+        """Copy the extents of an entry that stand beyond the cut to earlier pages."""
+        moved = []
+        for packed in self.core.wanted_references():
+            if packed:
+                old = Reference.unpack(packed)
+                new = move_extent(self.shop.file, self.shop.channel, self.shop.allocator, old, self.pause_moving)
+                self.writer.adopt(new)
+                self.dropped.append((old.page, old.pages))
+                self.moved_pages += old.pages
+                packed = new.pack()
+            moved.append(packed)
+        self.core.moved(*moved)
 
-    def _below(self, nodes: list[tuple[int, int, int]], height: int) -> Iterator[list[int]]:
-        self.pages.touch_nodes(nodes, height)
-        self.extents += [(page, pages) for page, pages, _ in nodes]
-        if height == 0:
-            numbers = [page for page, _, _ in nodes]
-            for at in range(0, len(numbers), 512):
-                yield numbers[at : at + 512]
-            return
-        for page, _, _ in nodes:
-            yield from self._below(self.pages.children_of(page), height - 1)
+    def pause_moving(self) -> None:
+        """While a large extent is copied."""
+        self.shop.pause(self.core.entries_in, self.core.entries_in)
 
 
 def merge_segments(
-    file: File,
-    channel: Channel,
-    allocator: Allocator,
-    settings: Settings,
+    shop: Workshop,
     segments: list[Segment],
     *,
-    drop_tombstones: bool,
-    with_filter: bool,
-    birth: int,
     segment_id: int,
-    at_end: bool = False,
-    pause: Callable[[int, int], None],
+    bottom: bool,
+    older: list[Segment],
+    bounds: tuple[bytes | None, bytes | None] = (None, None),
+    into: Segment | None = None,
+    remainder_ids: Callable[[], int] | None = None,
 ) -> MergeResult:
-    """Merge `segments`, newest first, into one.
+    """Merge `segments`, newest first, into one, which takes the place of `into` too, when that is given: the bottom.
 
-    `at_end` puts its nodes at the end of the file.
-    `pause(done, total)` is called now and then with entries; what it raises stops the merge cleanly.
+    `bounds`: only the keys from the first to before the second, of all but `into`; what is left of each source gets an
+    id of `remainder_ids`. `bottom`: nothing is older, so tombstones go; else they go where none of the `older` segments
+    may hold the key. Only the bottom has no filter, and takes nodes over by reference.
     """
-    records = [segment.record for segment in segments]
-    window = file.whole_window()
-    walks = [NodeWalk(Pages(file, window, settings.verify, record.id), record) for record in records]
+    settings = shop.settings
+    whole = bounds == (None, None)
+    sources = [*segments, *([into] if into is not None else [])]
+    records = [segment.record for segment in sources]
     total = sum(record.entries for record in records)
+    inputs: list[Input] = []
+    for segment in sources:
+        reuse = settings.reuse and bottom and (whole or segment is into) and not segment.record.tombstones
+        partial = not whole and segment is not into
+        inputs.append(Kept(segment, *bounds) if partial else Merged(segment, settings, reuse=reuse))
     writer = SegmentWriter(
-        channel,
-        allocator,
+        shop.channel,
+        shop.allocator,
         settings,
-        birth=birth,
-        leaf_bytes=leaf_bytes_for(settings, records),
-        expected_entries=total if with_filter else 0,
-        at_end=at_end,
+        birth=shop.birth,
+        leaf_bytes=node_bytes_for(settings, records, into),
+        expected_entries=0 if bottom else total,
     )
+    run = Run(shop, writer, inputs, merge.DROP if bottom else merge.ASK, 0)
+    run.older = older
+    leftovers: list[Leftover] = []
     try:
-        core = merge.MergeCore(window, writer.leaves, len(records), drop_tombstones)
-        dropped = drive(core, writer, walks, lambda done: pause(done, total))
+        run.drive(total)
         record = writer.finish(
             segment_id,
             seq_low=min(record.seq_low for record in records),
             seq_high=max(record.seq_high for record in records),
         )
+        if not whole:
+            for number, segment in enumerate(segments):
+                assert remainder_ids is not None
+                leftovers.append(cut_out(shop, segment, bounds, run.core.read_from(number), remainder_ids()))
+    except BaseException:
+        writer.abandon()
+        for leftover in leftovers:
+            leftover.writer.abandon()
+        raise
+    return collect(run, record, leftovers)
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What is left of a source merged in part, and the writer that has its pages."""
+
+    source: Segment
+    record: SegmentRecord | None
+    writer: SegmentWriter
+    unlinked: list[tuple[list[Extent], int]]
+
+
+def cut_out(
+    shop: Workshop,
+    segment: Segment,
+    bounds: tuple[bytes | None, bytes | None],
+    read: tuple[int, int, int, int, int],
+    segment_id: int,
+) -> Leftover:
+    """`segment` without the keys between the bounds, by reference but for the nodes on both edges.
+
+    `read` is what was merged of it: entries, tombstones, bytes, overflow pages kept and dropped.
+    """
+    record = segment.record
+    source = Remainder(segment, shop.settings, *bounds)
+    writer = SegmentWriter(
+        shop.channel,
+        shop.allocator,
+        shop.settings,
+        birth=shop.birth,
+        leaf_bytes=record.leaf_pages * limits.PAGE_BYTES,
+        expected_entries=0,
+    )
+    run = Run(shop, writer, [source], merge.KEEP, 0)
+    try:
+        run.drive(record.entries)
+        left = writer.finish(segment_id, seq_low=record.seq_low, seq_high=record.seq_high)
     except BaseException:
         writer.abandon()
         raise
-    oldest = min(record.installed for record in records)
-    unlinked = [(joined(walk.extents), walk.birth(birth - 1)) for walk in walks]
-    unlinked.append((joined(dropped), oldest))
-    written = tuple(writer.reserved)
+    walk = source.walk
+    if left is None:
+        walk.unlink_filter()
+    else:
+        entries, tombstones, size, kept, dropped = read
+        assert left.entries == record.entries - entries, "what was cut out is not what was merged"
+        left = replace(
+            left,
+            installed=record.installed,
+            tombstones=record.tombstones - tombstones,
+            data_bytes=record.data_bytes - size,
+            pages=left.pages + record.pages - walk.unlinked.pages - kept - dropped,
+            filter=record.filter,
+        )
+    return Leftover(segment, left, writer, walk.unlinked.grouped())
+
+
+def collect(run: Run, record: SegmentRecord | None, leftovers: list[Leftover]) -> MergeResult:
+    """The result of a merge that has been written."""
+    partial = {leftover.source for leftover in leftovers}
+    unlinked = run.shop.reclaimer.grouped_by_birth(run.dropped)
+    kept_pages = taken_bytes = reused = 0
+    for number, source in enumerate(run.inputs):
+        before = source.walk.segment.record
+        _, _, size, kept, dropped = run.core.read_from(number)
+        if source.walk.segment in partial:
+            kept_pages += kept
+            continue
+        source.walk.unlink_filter()
+        left = before.pages - source.walk.unlinked.pages - dropped
+        kept_pages += left
+        reused += left - kept
+        taken_bytes += before.data_bytes - size
+        unlinked += source.walk.unlinked.grouped()
+    for leftover in leftovers:
+        unlinked += leftover.unlinked
     if record is not None:
-        kept = sum(record.pages for record in records)
-        kept -= sum(extent.count for extents, _ in unlinked for extent in extents)
-        record = replace(record, pages=record.pages + kept, installed=oldest if record.overflow else birth)
-    return MergeResult(record, written, tuple(unlinked), writer.bytes_written, core.entries_in)
+        record = replace(
+            record,
+            pages=record.pages + kept_pages - run.moved_pages,
+            data_bytes=record.data_bytes + taken_bytes,
+        )
+    writers = [run.writer, *(leftover.writer for leftover in leftovers)]
+    return MergeResult(
+        record=record,
+        remainders={leftover.source.record.id: leftover.record for leftover in leftovers},
+        written=tuple(extent for writer in writers for extent in writer.reserved),
+        unlinked=tuple(unlinked),
+        bytes_read=sum(run.core.read_from(number)[2] for number in range(len(run.inputs))),
+        bytes_written=sum(writer.bytes_written for writer in writers),
+        entries_in=run.core.entries_in,
+        pages_reused=reused,
+        overflow=tuple(extent.first for writer in writers for extent in writer.overflow_extents),
+    )
 
 
-def drive(
-    core: merge.MergeCore, writer: SegmentWriter, walks: list[NodeWalk], pause: Callable[[int], None]
-) -> list[tuple[int, int]]:
-    """Serve the core until it is done; the overflow extents that were left out."""
-    feeds = [walk.leaves() for walk in walks]
-    dropped: list[tuple[int, int]] = []
-    while (answer := core.step()) != merge.ANSWER_DONE:
-        if answer == merge.ANSWER_FULL:
-            writer.drain()
-            pause(core.entries_in)
-        elif answer == merge.ANSWER_DROPPED:
-            dropped += core.take_dropped()
-        elif answer >= merge.ANSWER_TOUCH:
-            source = answer - merge.ANSWER_TOUCH
-            walks[source].pages.prove_key(core.key_reference_of(source))
-        else:
-            source = answer - merge.ANSWER_FEED
-            core.give(source, next(feeds[source], []))
-    return dropped + core.take_dropped()
+def rework(
+    shop: Workshop, segment: Segment, *, segment_id: int, cut: int, fullness_min: float, most: int
+) -> MergeResult | None:
+    """Write those leaves and extents of the bottom anew that stand at or above page `cut`, or that are less full than
+    that; about `most` pages of them. None where there was nothing to do."""
+    record = segment.record
+    writer = SegmentWriter(
+        shop.channel,
+        shop.allocator,
+        shop.settings,
+        birth=shop.birth,
+        leaf_bytes=record.leaf_pages * limits.PAGE_BYTES,
+        expected_entries=0,
+    )
+    source = Merged(segment, shop.settings, reuse=True)
+    source.rework(cut, fullness_min, most)
+    run = Run(shop, writer, [source], merge.DROP, cut)
+    try:
+        run.drive(record.entries)
+        if not run.core.entries_in:
+            writer.abandon()
+            return None
+        made = writer.finish(segment_id, seq_low=record.seq_low, seq_high=record.seq_high)
+    except BaseException:
+        writer.abandon()
+        raise
+    return collect(run, made, [])
 
 
-def leaf_bytes_for(settings: Settings, records: list[SegmentRecord]) -> int:
-    """Node size of a segment made of these: enough for LEAF_ENTRIES_AIM of their mean entries, within the limits."""
+def node_bytes_for(settings: Settings, records: list[SegmentRecord], into: Segment | None) -> int:
+    """Node size of a segment made of these: enough for LEAF_ENTRIES_AIM of their mean entries, within the limits.
+
+    Where nodes are taken over, not less than theirs, so that their separators fit.
+    """
     entries = sum(record.entries for record in records)
     mean = sum(record.data_bytes for record in records) // max(1, entries) + 12
-    return node_bytes(settings, mean)
+    return max(node_bytes(settings, mean), *(record.leaf_pages * limits.PAGE_BYTES for record in records))
 
 
 def node_bytes(settings: Settings, mean_entry_bytes: int) -> int:

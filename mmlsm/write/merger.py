@@ -13,14 +13,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mmlsm.errors import ClosedError, Error, ReadOnlyError
-from mmlsm.format.manifest import Level, SegmentRecord
+from mmlsm.errors import Error, ReadOnlyError
+from mmlsm.format.manifest import SegmentRecord
 from mmlsm.limits import PAGE_BYTES
-from mmlsm.write.merge_policy import MergePlan, plan
-from mmlsm.write.merge_run import MergeResult, Stopped, merge_segments
+from mmlsm.write.compaction import Compaction, Stopped, gone
+from mmlsm.write.merge_jobs import MergeJobs, Totals, bottom_of, levels_of, overlap_bytes
+from mmlsm.write.merge_policy import Drain, TierMerge, plan, shape_of
 from mmlsm.write.store import Edit, Store
 
 if TYPE_CHECKING:
@@ -34,6 +34,15 @@ and converges to one run. So a small change to a large database is not followed 
 IDLE_BYTES_PER_S = 25_000_000
 
 RETRY_S = 1.0
+
+TIDY_FULLNESS = 0.9
+"""A compaction writes leaves anew that are less full than that."""
+
+IDLE_FREE_SHARE = 4
+"""An idle database whose file is free for more than 1/this of what is live gives the end of it back."""
+
+RELOCATE_PAGES_MIN = 2048
+"""Pages that one pass of giving space back may write, where an eighth of what is live is less."""
 
 
 class Merger(threading.Thread):
@@ -51,12 +60,12 @@ class Merger(threading.Thread):
         # this thread's own, read by stats()
         self.error: Error | None = None
         self.fault: Exception | None = None
-        self.merges = 0
-        self.bytes_written = 0
-        self.entries_merged = 0
         self.installed_at = time.monotonic()
         self.expecting = False
+        self.relocated_at = 0
+        self.request: Compaction | None = None
         self.channel: Channel | None = None
+        self.jobs: MergeJobs | None = None
 
     # -- any thread
 
@@ -75,6 +84,21 @@ class Merger(threading.Thread):
         """End, and close the file once the writer thread has ended too; takes no lock (R12)."""
         self.abandoned = (writer, file)
         self.wake()
+
+    @property
+    def merged(self) -> dict[str, Totals]:
+        """What merges did, by where they went."""
+        return {} if self.jobs is None else dict(self.jobs.merged)
+
+    @property
+    def merges(self) -> int:
+        """Merges installed."""
+        return sum(totals.merges for totals in self.merged.values())
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes that merges wrote."""
+        return sum(totals.bytes_written for totals in self.merged.values())
 
     def request_compaction(self, progress: Callable[[int, int], object] | None) -> Compaction:
         """Ask for everything to be merged into one run and space to be given back; wait on what is answered."""
@@ -132,56 +156,120 @@ class Merger(threading.Thread):
 
     def step(self) -> bool:
         """One round: drain, reclaim, merge if the policy says so. Whether there may be more to do at once."""
-        if self.channel is None:
+        if self.jobs is None:
             self.channel = self.store.file.channel()
+            self.jobs = MergeJobs(self.store, self.channel, self.interrupt)
         self.drain(block=False)
         self.reclaim()
         with self.lock:
             self.compactions = [request for request in self.compactions if not request.cancelled]
             request = self.compactions[0] if self.compactions else None
         version = self.store.state.version
+        self.request = request
         chosen = self.choose(version, request)
         if chosen is not None:
-            self.merge(version, chosen, request)
+            self.jobs.run(version, chosen)
+            self.installed_at = time.monotonic()
             return True
+        del version  # it pins what is to be given back
         if request is not None:
-            self.move_manifest()
+            self.tidy(self.jobs)
             with self.lock:
                 self.compactions.pop(0)
             request.finish(None)
             return True
-        return False
+        return self.relocate_when_idle(self.jobs)
 
-    def choose(self, version: Version, request: Compaction | None) -> MergePlan | None:
+    def choose(self, version: Version, request: Compaction | None) -> TierMerge | Drain | None:
         """What to merge now."""
-        records = [run[0].record for level in version.levels for run in level]
-        sizes = [record.pages for record in records]
-        tombstones = bool(records) and records[-1].tombstones > 0
+        settings = self.store.settings
+        shape, bottom = shape_of(levels_of(version)), bottom_of(version)
+
+        def overlap(record: SegmentRecord) -> int:
+            return overlap_bytes(bottom, record)
+
         if request is not None:
-            return plan(sizes, idle=True, has_tombstones=tombstones) or self.relocation(version, request)
-        if not self.store.settings.auto_merge:
+            return plan(shape, settings, idle=True, overlap_bytes=overlap)
+        if not settings.auto_merge:
             return None
-        patience_s = IDLE_S + sum(sizes) * PAGE_BYTES / IDLE_BYTES_PER_S
-        idle = time.monotonic() - self.installed_at >= patience_s
-        self.expecting = plan(sizes, idle=True, has_tombstones=tombstones) is not None
-        return plan(sizes, idle=idle, has_tombstones=tombstones)
+        self.expecting = plan(shape, settings, idle=True) is not None
+        return plan(shape, settings, idle=self.is_idle(version), overlap_bytes=overlap)
 
-    def relocation(self, version: Version, request: Compaction) -> MergePlan | None:
-        """The last step of a compaction: write the only run once more, into the free pages before it.
+    def is_idle(self, version: Version) -> bool:
+        """Whether nothing was installed for long enough."""
+        pages = sum(segment.record.pages for segment in version.segments)
+        return time.monotonic() - self.installed_at >= IDLE_S + pages * PAGE_BYTES / IDLE_BYTES_PER_S
 
-        Its merge wrote to the end of the file, so all that it read is free now. Not where it would gain less than a
-        tenth of the file.
+    def interrupt(self, tier: int, done: int, total: int) -> None:
+        """In the middle of a merge: end it when asked to; let merges of tiers newer than `tier` come in between."""
+        if self.stopping or self.abandoned is not None:
+            raise Stopped
+        self.drain(block=False)
+        if self.request is not None:
+            self.request.report(done, total)
+        version = self.store.state.version
+        if not self.store.settings.auto_merge or not version.levels:
+            return
+        chosen = plan(shape_of(levels_of(version)), self.store.settings, below=tier)
+        if chosen is not None:
+            assert self.jobs is not None
+            self.jobs.run(version, chosen)
+            self.reclaim()
+
+    # -- giving space back
+
+    def tidy(self, jobs: MergeJobs) -> None:
+        """The end of a compaction, when all is one run: fill its leaves, then move what keeps the file long forward.
+
+        Each pass writes at most an eighth of what is live, so that is what the file may grow by meanwhile.
         """
-        if request.relocated or len(version.segments) != 1:
-            return None
-        request.relocated = True
-        wanted, end = version.segments[0].record.pages, 0
-        for extent in self.store.allocator.free_extents():
-            if wanted <= 0:
+        while True:
+            most = self.most_at_once()
+            gain = jobs.rework(self.store.state.version, cut=0, fullness_min=TIDY_FULLNESS, most=most)
+            self.settle()
+            if gain * 20 < most:
                 break
-            end, wanted = extent.first + min(extent.count, wanted), wanted - extent.count
-        gains = wanted <= 0 and end < 0.9 * self.store.allocator.total
-        return MergePlan(0, 1, True) if gains else None
+        while self.relocate(jobs):
+            pass
+        self.move_manifest()
+
+    def relocate(self, jobs: MergeJobs) -> bool:
+        """Move what stands at the end of the file to free pages before it; whether the file became shorter."""
+        space = self.store.allocator
+        before = space.total
+        cut = space.relocation_cut(self.most_at_once())
+        if cut is None or self.store.file.pins_elsewhere():
+            return False
+        moved = jobs.rework(self.store.state.version, cut=cut, fullness_min=0.0, most=before)
+        self.settle()
+        if moved == -1 or space.total > cut:
+            self.move_manifest()
+        return space.total < before
+
+    def relocate_when_idle(self, jobs: MergeJobs) -> bool:
+        """`relocate` where much of the file is free, once nothing else is to be done."""
+        store = self.store
+        space = store.allocator.counts()
+        wasteful = store.settings.auto_merge and space.free > space.live // IDLE_FREE_SHARE
+        if not wasteful or len(store.state.version.segments) != 1 or self.relocated_at == store.manifest.install:
+            return False
+        if not self.is_idle(store.state.version):
+            self.expecting = True
+            return False
+        shorter = self.relocate(jobs)
+        self.relocated_at = store.manifest.install
+        if shorter:
+            self.relocated_at = 0
+        return shorter
+
+    def most_at_once(self) -> int:
+        """Pages that one pass of `tidy` may write."""
+        return max(RELOCATE_PAGES_MIN, self.store.allocator.counts().live // 8)
+
+    def settle(self) -> None:
+        """Reclaim what the last install let go."""
+        self.drain(block=False)
+        self.reclaim()
 
     def move_manifest(self) -> None:
         """Install the present version once more: the manifest may be all that stands at the end of the file."""
@@ -189,65 +277,7 @@ class Merger(threading.Thread):
         if space.free >= max(8, space.total // 16) and not self.store.file.pins_elsewhere():
             assert self.channel is not None
             self.store.install(self.channel, Edit(lambda levels, _: levels))
-            self.drain(block=False)
-            self.reclaim()
-
-    def merge(self, version: Version, chosen: MergePlan, request: Compaction | None) -> None:
-        """Merge the planned runs of `version`, which this reference pins, and install the result."""
-        store, channel = self.store, self.channel
-        assert channel is not None
-        runs = [run for level in version.levels for run in level][chosen.first : chosen.last]
-        segments = [segment for run in runs for segment in run]
-
-        def pause(done: int, total: int) -> None:
-            if self.stopping or self.abandoned is not None:
-                raise Stopped
-            self.drain(block=False)
-            if request is not None:
-                request.report(done, total)
-
-        result = merge_segments(
-            store.file,
-            channel,
-            store.allocator,
-            store.settings,
-            segments,
-            drop_tombstones=chosen.bottom,
-            with_filter=not chosen.bottom,
-            birth=store.manifest.install + 1,
-            segment_id=store.next_segment_id(),
-            at_end=request is not None and not request.relocated,
-            pause=pause,
-        )
-        self.install(channel, [segment.record for segment in segments], result)
-        self.merges += 1
-        self.bytes_written += result.bytes_written
-        self.entries_merged += result.entries_in
-        self.installed_at = time.monotonic()
-
-    def install(self, channel: Channel, inputs: list[SegmentRecord], result: MergeResult) -> None:
-        """Put the result in the place of the runs that it was made of, whatever was flushed meanwhile."""
-        store = self.store
-        merged = {record.id for record in inputs}
-
-        def levels(present: tuple[Level, ...], number: int) -> tuple[Level, ...]:
-            runs = [run for level in present for run in level]
-            at = next(i for i, run in enumerate(runs) if run[0].id in merged)
-            rest = [run for run in runs if run[0].id not in merged]
-            if result.record is not None:
-                record = result.record
-                rest.insert(at, (record if record.overflow else replace(record, installed=number),))
-            return (tuple(rest),) if rest else ()
-
-        retire = [(list(extents), born) for extents, born in result.unlinked]
-        edit = Edit(levels=levels, commit=list(result.written), retire=retire)
-        try:
-            store.install(channel, edit)
-        except BaseException:
-            if store.file.failure is None:
-                for extent in result.written:
-                    store.allocator.give_back(extent)
-            raise
+            self.settle()
 
     def drain(self, *, block: bool) -> None:
         """Take in what finalisers posted; wait for something when `block`.
@@ -292,55 +322,3 @@ class Merger(threading.Thread):
             waiting, self.compactions = self.compactions, []
         for request in waiting:
             request.finish(error)
-
-
-def gone() -> ClosedError:
-    """For who waits for a compaction when the database is closed."""
-    return ClosedError("the database was closed before the compaction was done")
-
-
-class Compaction:
-    """A request to merge everything, and its progress, which the asking thread reports."""
-
-    def __init__(self, progress: Callable[[int, int], object] | None) -> None:
-        self.progress = progress
-        self.lock = threading.Condition()
-        self.done = 0
-        self.total = 0
-        self.cancelled = False
-        self.relocated = False
-        self.finished = False
-        self.error: Error | None = None
-
-    def report(self, done: int, total: int) -> None:
-        """The merge thread's word; raises Stopped when the asking thread has given up."""
-        with self.lock:
-            self.done, self.total = done, total
-            self.lock.notify_all()
-            if self.cancelled:
-                raise Stopped
-
-    def finish(self, error: Error | None) -> None:
-        """Let `wait` return, or raise the error."""
-        with self.lock:
-            self.finished, self.error = True, error
-            self.lock.notify_all()
-
-    def wait(self) -> None:
-        """Until it is done; what `progress` raises stops the merge cleanly and is raised here."""
-        try:
-            while True:
-                with self.lock:
-                    if not self.finished:
-                        self.lock.wait(0.1)
-                    done, total, finished = self.done, self.total, self.finished
-                if self.progress is not None:
-                    self.progress(done, total)
-                if finished:
-                    break
-        except BaseException:
-            with self.lock:
-                self.cancelled = True
-            raise
-        if self.error is not None:
-            raise self.error

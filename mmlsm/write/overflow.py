@@ -9,6 +9,7 @@ I1. A failed write gives its reservation back.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
 from mmlsm import limits
@@ -16,6 +17,7 @@ from mmlsm.errors import StorageError
 from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import Reference
 from mmlsm.format.page import extent_pages
+from mmlsm.read.pages import read_chunks
 from mmlsm.space.extents import Extent
 
 if TYPE_CHECKING:
@@ -45,6 +47,28 @@ def write_extent(channel: Channel | Gate, allocator: Allocator | Gate, payload: 
         allocator.give_back(extent)
         raise
     return Reference(len(payload), extent.first, pages, reference_sum(sums))
+
+
+def move_extent(
+    file: File, channel: Channel, allocator: Allocator, old: Reference, pause: Callable[[], object]
+) -> Reference:
+    """Copy an extent to the earliest pages that have room for it, its sums with it; the old one stays as it is.
+
+    CorruptionError, nothing left reserved, when the old one is damaged. `pause` is called for each MiB.
+    """
+    for _ in read_chunks(file, old, 0, old.length):
+        pass
+    place = allocator.reserve(old.pages)
+    try:
+        for at in range(0, old.pages, STREAM_PAGES):
+            count = min(STREAM_PAGES, old.pages - at)
+            channel.pwrite((place.first + at) * limits.PAGE_BYTES,
+                           file.pread((old.page + at) * limits.PAGE_BYTES, count * limits.PAGE_BYTES))  # fmt: skip
+            pause()
+    except BaseException:
+        allocator.give_back(place)
+        raise
+    return old._replace(page=place.first)
 
 
 def chunk_sums(payload: bytes) -> list[int]:

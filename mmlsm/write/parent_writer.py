@@ -51,12 +51,16 @@ def shared(prefix: bytes, separator: bytes, has_reference: bool) -> bytes:
 
 
 class ParentWriter:
-    """The open parent of one height."""
+    """The open parent over children of one height, and before it a full one that waits, so that the last can share.
+
+    `ready` are the children of the full one.
+    """
 
     def __init__(self, height: int, node_bytes: int, children_max: int) -> None:
         self.height = height
         self.node_bytes = node_bytes
         self.children_max = children_max
+        self.ready: list[Child] = []
         self.start()
 
     def start(self) -> None:
@@ -66,7 +70,7 @@ class ParentWriter:
         self.tail_bytes = 0
 
     def add(self, child: Child) -> bool:
-        """Take the child, or answer False: the parent is full and must be encoded first."""
+        """Take the child, or answer False: the parent is full, see `rotate`."""
         if not self.children:
             self.children.append(child)
             return True
@@ -83,10 +87,52 @@ class ParentWriter:
         self.children.append(child)
         return True
 
-    def encode(self, birth: int) -> tuple[bytes, int, bool]:
+    def rotate(self) -> list[Child]:
+        """Begin an empty parent after a full one, which waits from now on; the children of the one that waited."""
+        done, self.ready = self.ready, self.children
+        self.start()
+        return done
+
+    def refill(self, children: list[Child]) -> None:
+        """Begin anew with these, which fit."""
+        self.start()
+        for child in children:
+            self.add(child)
+
+    def fullness(self, coming: int = 0) -> float:
+        """How full the open parent is, from 0 to 1, in bytes or children, whichever is more; with `coming` children."""
+        used = fixed_bytes(len(self.children), len(self.prefix or b"")) + self.tail_bytes
+        return max(used / self.node_bytes, (len(self.children) + coming) / self.children_max)
+
+    def close(self) -> list[list[Child]]:
+        """The children of all parents that are left, in order; of two, the second is no fuller than the first."""
+        before, last = self.ready, self.children
+        self.ready = []
+        if before and last and self.fullness() < 0.5:
+            before, last = self.balanced(before + last)
+        self.start()
+        return [children for children in (before, last) if children]
+
+    def balanced(self, children: list[Child]) -> tuple[list[Child], list[Child]]:
+        """Two parents' children spread evenly, as far as they fit; all in the second when they fit in one."""
+        if self.fits(children):
+            return [], children
+        for shift in range(len(children) // 2):
+            for middle in (len(children) // 2 + shift, len(children) // 2 - shift):
+                if 0 < middle < len(children) and self.fits(children[:middle]) and self.fits(children[middle:]):
+                    return children[:middle], children[middle:]
+        raise AssertionError("two parents' children do not fit in two parents")
+
+    def fits(self, children: list[Child]) -> bool:
+        """Whether these can be the children of one parent."""
+        prefix = common_prefix(children)
+        tails = sum(tail_length(child, len(prefix)) for child in children[1:])
+        return len(children) <= self.children_max and fixed_bytes(len(children), len(prefix)) + tails <= self.node_bytes
+
+    def encode(self, children: list[Child], birth: int) -> tuple[bytes, int, bool]:
         """The finished page bytes, the entries below it, and whether overflow extents are below it."""
-        children, prefix = self.children, self.prefix or b""
-        n, skip = len(children), len(self.prefix or b"")
+        prefix = common_prefix(children)
+        n, skip = len(children), len(prefix)
         heads, codes, tails = [0], [0], [b""]
         for child in children[1:]:
             suffix = child.separator[skip:]
@@ -125,6 +171,14 @@ class ParentWriter:
         )  # fmt: skip
         assert used <= self.node_bytes, (used, n)
         return bytes(out), sum(child.entries for child in children), overflow
+
+
+def common_prefix(children: list[Child]) -> bytes:
+    """What the separators of all but the first share."""
+    prefix: bytes | None = None
+    for child in children[1:]:
+        prefix = shared(child.separator if prefix is None else prefix, child.separator, bool(child.reference))
+    return prefix or b""
 
 
 def fixed_bytes(n: int, prefix: int) -> int:

@@ -1,4 +1,4 @@
-"""Writes one segment bottom-up: leaves from a LeafWriter, parents above them, overflow extents, a filter.
+"""Writes one segment bottom-up: leaves from a LeafWriter or taken over, parents above, overflow extents, a filter.
 
 One thread owns a SegmentWriter from its first entry to `finish` or `abandon`. Nothing it writes is visible or counts
 as used until the caller commits the reservations and installs the record (reserve -> commit, R8).
@@ -10,6 +10,7 @@ I2. A segment without entries is no segment: `finish` answers None and gives eve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mmlsm import limits
@@ -20,12 +21,16 @@ from mmlsm.memory import Buffer
 from mmlsm.space.extents import Extent
 from mmlsm.write.leaf_writer import LeafWriter
 from mmlsm.write.overflow import write_extent
-from mmlsm.write.parent_writer import Child, ParentWriter
+from mmlsm.write.parent_writer import Child
+from mmlsm.write.tree_writer import Opener, TreeWriter
 
 if TYPE_CHECKING:
     from mmlsm.file import Channel
     from mmlsm.settings import Settings
     from mmlsm.space.allocator import Allocator
+
+Separator = tuple[bytes, bytes, int]
+"""Inline bytes, a packed 24-byte reference or b"", the whole length."""
 
 RESERVE_PAGES = 512
 FILTER_BITS_PER_KEY = 10
@@ -46,25 +51,28 @@ class SegmentWriter:
         birth: int,
         leaf_bytes: int,
         expected_entries: int,
-        at_end: bool = False,
     ) -> None:
         self.channel = channel
         self.allocator = allocator
         self.settings = settings
         self.birth = birth
         self.leaf_bytes = leaf_bytes
-        self.at_end = at_end
         self.filter_bits: Buffer | None = None
         if expected_entries:
             self.filter_bits = Buffer((expected_entries * FILTER_BITS_PER_KEY // 512 + 1) * 64)
         self.leaves = LeafWriter(leaf_bytes, birth, settings.node_entries_max, self.filter_bits)
-        self.parents: list[ParentWriter] = []
+        self.tree = TreeWriter(
+            leaf_bytes, settings.node_entries_max, settings.leaf_fullness_min, birth, self.place
+        )
+        self.lower: Separator | None = None
+        self.first_key: bytes | None = None
+        self.last_key: Callable[[], bytes] | None = None
+        self.entries = 0
+        self.fresh = False
         self.reserved: list[Extent] = []
         self.run = Extent(0, 0)
         self.run_used = 0
         self.pending = bytearray()
-        self.root: Child | None = None
-        self.height = 0
         self.overflow_extents: list[Extent] = []
         self.bytes_written = 0
 
@@ -79,11 +87,15 @@ class SegmentWriter:
     def spill(self, payload: bytes) -> bytes:
         """Write an overflow extent of this segment; its packed reference."""
         reference = write_extent(self.channel, self.allocator, payload)
+        self.adopt(reference)
+        return reference.pack()
+
+    def adopt(self, reference: Reference) -> None:
+        """An extent that the caller has written is this segment's."""
         extent = Extent(reference.page, reference.pages)
         self.reserved.append(extent)
         self.overflow_extents.append(extent)
         self.bytes_written += reference.pages * limits.PAGE_BYTES
-        return reference.pack()
 
     def drain(self) -> None:
         """Take the finished leaves out of the leaf writer and give them pages and parents."""
@@ -91,50 +103,61 @@ class SegmentWriter:
         out = memoryview(leaves.out.data)
         for i in range(leaves.leaves):
             start, end = leaves.leaf(i)
-            separator, reference, length = leaves.separator(i)
-            entries, flags = out[start + 4] | out[start + 5] << 8, out[start + 22]
-            self.node(out[start:end], separator, reference, length, entries, bool(flags & page.FLAG_OVERFLOW), 0)
+            data = out[start:end]
+            separator, reference, length = self.lower or leaves.separator(i)
+            self.lower = None
+            entries, flags = data[4] | data[5] << 8, data[22]
+            pages, overflow = (end - start) // limits.PAGE_BYTES, bool(flags & page.FLAG_OVERFLOW)
+            first = self.place(data)
+            self.tree.add(Child(separator, reference, length, first, pages, checksum(data), entries, overflow), 0)
+            self.entries += entries
+            self.fresh = True
         leaves.drained()
 
-    def node(
-        self,
-        data: memoryview | bytes,
-        separator: bytes,
-        reference: bytes,
-        separator_bytes: int,
-        entries: int,
-        overflow: bool,
-        height: int,
-    ) -> None:
-        """Place a finished node and enter it in the parent above."""
-        first = self.place(data)
-        pages = len(data) // limits.PAGE_BYTES
-        child = Child(separator, reference, separator_bytes, first, pages, checksum(data), entries, overflow)
-        if self.root is None and height == 0 and not self.parents:
-            self.root = child
-            return
-        if height == len(self.parents):
-            self.parents.append(ParentWriter(height + 1, self.leaf_bytes, self.settings.node_entries_max))
-            if self.root is not None:
-                self.parents[height].add(self.root)
-                self.root = None
-        self.enter(child, height)
+    def close_leaf(self) -> None:
+        """Finish the open leaf as it is."""
+        while not self.leaves.finish():
+            self.drain()
+        self.drain()
 
-    def enter(self, child: Child, height: int) -> None:
-        """Add a child of the given height to its open parent, finishing that first when it is full."""
-        parent = self.parents[height]
-        if not parent.add(child):
-            self.finish_parent(parent)
-            parent.add(child)
-
-    def finish_parent(self, parent: ParentWriter) -> None:
-        """Write the open parent and start an empty one in its place."""
-        data, entries, overflow = parent.encode(self.birth)
-        lowest = parent.children[0]
-        parent.start()
-        self.node(
-            data, lowest.separator, lowest.reference, lowest.separator_bytes, entries, overflow, parent.height
+    def may_take_over(self, height: int) -> bool:
+        """Whether what is open before it is full enough for a subtree of that height to come next."""
+        used = self.leaves.open_bytes()
+        return (not used or used >= self.leaf_bytes * self.settings.leaf_fullness_min) and self.tree.may_close_below(
+            height
         )
+
+    def is_empty(self) -> bool:
+        """Whether nothing has come yet."""
+        return not self.entries and not self.leaves.entries and not self.leaves.open_bytes()
+
+    def ends_fresh(self) -> bool:
+        """Whether the last thing that came was written, and not taken over."""
+        return self.fresh or bool(self.leaves.open_bytes()) or self.leaves.leaves > 0
+
+    def take_over(
+        self,
+        child: Child,
+        height: int,
+        *,
+        first_key: Callable[[], bytes],
+        last_key: Callable[[], bytes],
+        upper: Separator | None,
+        opener: Opener,
+    ) -> None:
+        """Enter a node that is in the file already, with all below it.
+
+        All its keys are below `upper`, which is not above any key to come; None where that is not known.
+        """
+        self.close_leaf()
+        if self.tree.is_empty():
+            self.first_key = first_key()
+        self.tree.close_below(height)
+        self.tree.add(child, height, opener)
+        self.entries += child.entries
+        self.last_key, self.lower, self.fresh = last_key, upper, False
+        if upper is None:
+            self.leaves.follow(last_key())
 
     def place(self, data: memoryview | bytes) -> int:
         """The page number at which `data` will stand; written when its reservation is full."""
@@ -142,7 +165,7 @@ class SegmentWriter:
         if self.run_used + pages > self.run.count:
             self.write_pending()
             self.return_rest()
-            self.run = self.allocator.reserve_up_to(RESERVE_PAGES, pages, at_end=self.at_end)
+            self.run = self.allocator.reserve_up_to(RESERVE_PAGES, pages)
             self.run_used = 0
         first = self.run.first + self.run_used
         self.run_used += pages
@@ -169,14 +192,15 @@ class SegmentWriter:
         self.run, self.run_used = Extent(0, 0), 0
 
     def finish(self, segment_id: int, *, seq_low: int, seq_high: int) -> SegmentRecord | None:
-        """Write all that is left; the record, not yet installed (`installed` = birth), or None without entries."""
-        while not self.leaves.finish():
-            self.drain()
-        self.drain()
-        if not self.leaves.entries:
+        """Write all that is left; the record, not yet installed (`installed` = birth), or None without entries.
+
+        Its pages, tombstones and bytes are those written here: the caller adds what was taken over.
+        """
+        self.close_leaf()
+        if not self.entries:
             self.abandon()
             return None
-        root = self.finish_root()
+        root, height = self.tree.finish()
         bits = self.write_filter()
         self.write_pending()
         self.return_rest()
@@ -186,36 +210,19 @@ class SegmentWriter:
             root_page=root.page,
             root_pages=root.pages,
             root_sum=root.sum,
-            height=self.height,
-            entries=self.leaves.entries,
+            height=height,
+            entries=self.entries,
             tombstones=self.leaves.tombstones,
             data_bytes=self.leaves.data_bytes,
             pages=sum(extent.count for extent in self.reserved),
             leaf_pages=self.leaf_bytes // limits.PAGE_BYTES,
-            first_key=self.leaves.first(),
-            last_key=self.leaves.last(),
+            first_key=self.leaves.first() if self.first_key is None else self.first_key,
+            last_key=self.leaves.last() if self.fresh or self.last_key is None else self.last_key(),
             seq_low=seq_low,
             seq_high=seq_high,
             filter=bits,
             overflow=root.overflow,
         )
-
-    def finish_root(self) -> Child:
-        """Close the open parents from the bottom up; the root."""
-        height = 0
-        while height < len(self.parents):
-            parent = self.parents[height]
-            if height == len(self.parents) - 1:
-                data, entries, overflow = parent.encode(self.birth)
-                self.root = Child(
-                    b"", b"", 0, self.place(data), len(data) // limits.PAGE_BYTES, checksum(data), entries, overflow
-                )
-                self.height = height + 1
-            else:
-                self.finish_parent(parent)
-            height += 1
-        assert self.root is not None
-        return self.root
 
     def write_filter(self) -> Reference | None:
         """Write the filter's blocks as an extent."""

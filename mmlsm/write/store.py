@@ -48,6 +48,10 @@ class Edit:
     levels: Callable[[tuple[Level, ...], int], tuple[Level, ...]]
     commit: list[Extent] = field(default_factory=list)
     retire: list[tuple[list[Extent], int]] = field(default_factory=list)
+    overflow: tuple[int, ...] = ()
+    """First pages of overflow extents among `commit` that no version could see before."""
+    place: bytes | None = None
+    """The key from which the next slice is merged into the bottom, where that changes."""
     log: LogPosition | None = None
     seq: int | None = None
     clean: bool = False
@@ -132,6 +136,12 @@ class Store:
         with self.order_lock:
             self.state = self.state.ended()
 
+    @property
+    def place(self) -> bytes:
+        """The key from which the next slice is merged into the bottom."""
+        rotation = self.manifest.rotation
+        return rotation[-1] if rotation else b""
+
     def next_segment_id(self) -> int:
         """A segment id that was never given."""
         with self.install_lock:
@@ -188,6 +198,8 @@ class Store:
             self._switch(channel, edit, draft, number)
             for extent in [*edit.commit, *own]:
                 self.allocator.commit(extent)
+            for page in edit.overflow:
+                self.reclaimer.note_birth(page, number)
             for extents, born in edit.retire:
                 self.reclaimer.retire(extents, born, number)
             self.reclaimer.retire(draft.outdated, number, number)
@@ -220,6 +232,7 @@ class Store:
             bitmap=(),
             retired=tuple(retired),
             live_bytes=sum(record.data_bytes for record in records),
+            rotation=rotation_of(levels, self.place if edit.place is None else edit.place),
             next_segment_id=max([present.next_segment_id, *(record.id + 1 for record in records)]),
             file_pages=self.allocator.total,
         )
@@ -276,3 +289,8 @@ class Store:
         ceiling = max(self.superblock.seq_ceiling, last + limits.SEQ_CEILING_STEP)
         changes["seq_ceiling"] = last if edit.clean else ceiling
         self.write_superblock(channel, **changes)
+
+
+def rotation_of(levels: tuple[Level, ...], place: bytes) -> tuple[bytes, ...]:
+    """A manifest's rotation keys: only the level that drains into the bottom has one."""
+    return (*(b"" for _ in levels[:-2]), place) if place and len(levels) >= 3 else ()

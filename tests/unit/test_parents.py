@@ -35,7 +35,7 @@ def test_golden_bytes_of_a_parent() -> None:
         + struct.pack("<HHHH", 130, 130, 130, 132)
         + b"ef"
     )  # fmt: skip
-    data, entries, overflow = writer.encode(7)
+    data, entries, overflow = writer.encode(writer.children, 7)
     assert data == expected.ljust(4096, b"\0")
     assert (entries, overflow) == (18, True)
     assert len(expected) == fixed_bytes(3, 3) + 2
@@ -46,7 +46,7 @@ def test_golden_bytes_of_an_overflow_separator() -> None:
     writer = ParentWriter(2, 4096, 8192)
     assert writer.add(Child(b"", b"", 0, 10, 1, 1, 5, False))
     assert writer.add(Child(b"s" * 128, reference, 599, 11, 1, 2, 6, True))
-    data, _, _ = writer.encode(7)
+    data, _, _ = writer.encode(writer.children, 7)
     expected = (
         bytes([2, 0, 1, 2]) + struct.pack("<HHQ", 2, 124, 7) + struct.pack("<IHBBQ", 246, 8, 1, 0, 0)
         + b"s" * 124 + bytes(4)  # 124 padded to 8
@@ -159,7 +159,7 @@ def test_a_child_of_another_height_is_refused() -> None:
     for inline, reference, whole, *_ in children:
         own = rig.file.pread(root * 4096, 4096)
         writer.add(Child(inline, reference, whole, root, 1, xxhash.xxh3_64_intdigest(own), 6, False))
-    data, _, _ = writer.encode(7)
+    data, _, _ = writer.encode(writer.children, 7)
     extent = rig.allocator.reserve(1)
     rig.channel.pwrite(extent.first * 4096, data)
     record = replace(segment.record, root_page=extent.first, root_sum=xxhash.xxh3_64_intdigest(data))

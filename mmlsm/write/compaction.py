@@ -1,0 +1,63 @@
+"""A user's request to merge everything and give space back, as the asking thread and the merge thread share it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from mmlsm.errors import ClosedError, Error
+
+
+class Stopped(Exception):
+    """Whoever merges was asked to stop; everything has been given back."""
+
+
+class Compaction:
+    """The merge thread reports and finishes; the asking thread waits, and reports to `progress`."""
+
+    def __init__(self, progress: Callable[[int, int], object] | None) -> None:
+        self.progress = progress
+        self.lock = threading.Condition()
+        self.done = 0
+        self.total = 0
+        self.cancelled = False
+        self.finished = False
+        self.error: Error | None = None
+
+    def report(self, done: int, total: int) -> None:
+        """The merge thread's word; raises Stopped when the asking thread has given up."""
+        with self.lock:
+            self.done, self.total = done, total
+            self.lock.notify_all()
+            if self.cancelled:
+                raise Stopped
+
+    def finish(self, error: Error | None) -> None:
+        """Let `wait` return, or raise the error."""
+        with self.lock:
+            self.finished, self.error = True, error
+            self.lock.notify_all()
+
+    def wait(self) -> None:
+        """Until it is done; what `progress` raises stops the merge cleanly and is raised here."""
+        try:
+            while True:
+                with self.lock:
+                    if not self.finished:
+                        self.lock.wait(0.1)
+                    done, total, finished = self.done, self.total, self.finished
+                if self.progress is not None:
+                    self.progress(done, total)
+                if finished:
+                    break
+        except BaseException:
+            with self.lock:
+                self.cancelled = True
+            raise
+        if self.error is not None:
+            raise self.error
+
+
+def gone() -> ClosedError:
+    """For who waits for a compaction when the database is closed."""
+    return ClosedError("the database was closed before the compaction was done")

@@ -1,0 +1,257 @@
+"""What the merge thread does with a plan: run the merge, install what came out, count it.
+
+Only the merge thread calls anything here. Nothing is claimed: a merge that is under way is known by the call that runs
+it, so one that fails leaves nothing behind.
+
+I1. A job pins its inputs by the version that it was planned for, and names them by segment id when it installs, for
+    flushes and smaller merges may have been installed meanwhile.
+I2. While a merge runs, `interrupt(tier)` is called about every MiB: there the thread ends it, or lets merges of newer
+    tiers than that come in between, so that the newest level never starves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from mmlsm.format.manifest import Level, SegmentRecord
+from mmlsm.limits import PAGE_BYTES
+from mmlsm.write.merge_policy import Drain, Shape, Slice, TierMerge, next_slice, shape_of, slice_target
+from mmlsm.write.merge_run import MergeResult, Workshop, merge_segments, rework
+from mmlsm.write.merge_walk import Walk
+from mmlsm.write.store import Edit, Store
+
+if TYPE_CHECKING:
+    from mmlsm.file import Channel
+    from mmlsm.read.segment import Segment
+    from mmlsm.read.version import Version
+
+TOMBSTONES_WORTH = 0.02
+"""From this share of tombstones on it is worth counting them slice by slice."""
+
+Interrupt = Callable[[int, int, int], None]
+"""(tier, done, total): merges of tiers newer than `tier` may come in; what it raises ends the merge."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What merges into one level did since the database was opened."""
+
+    merges: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    pages_reused: int = 0
+
+
+@dataclass(slots=True)
+class MergeJobs:
+    """The jobs of one database. `merged` has totals by where merges went: "tier 1", "bottom", "rework"."""
+
+    store: Store
+    channel: Channel
+    interrupt: Interrupt
+    merged: dict[str, Totals] = field(default_factory=dict)
+    entries: int = 0
+    slices: list[Slice] = field(default_factory=list)
+    draining: frozenset[int] = frozenset()
+
+    def run(self, version: Version, chosen: TierMerge | Drain) -> None:
+        """Do what was planned for `version`."""
+        if isinstance(chosen, TierMerge):
+            self.merge_tier(version, chosen)
+        else:
+            self.drain(version, chosen)
+
+    def shop(self, tier: int) -> Workshop:
+        """What a merge works with, in which merges of tiers before `tier` may come between."""
+        store = self.store
+        return Workshop(
+            store.file,
+            self.channel,
+            store.allocator,
+            store.reclaimer,
+            store.settings,
+            store.manifest.install + 1,
+            lambda done, total: self.interrupt(tier, done, total),
+        )
+
+    # -- tiers
+
+    def merge_tier(self, version: Version, chosen: TierMerge) -> None:
+        """Whole runs into one run of the next tier."""
+        segments = [segment for segment in version.segments if segment.record.id in chosen.ids]
+        after = [segment.record.id for segment in version.segments].index(chosen.ids[-1])
+        tier = tier_of(version, chosen.ids)
+        result = merge_segments(
+            self.shop(tier),
+            segments,
+            segment_id=self.store.next_segment_id(),
+            bottom=False,
+            older=list(version.segments[after + 1 :]),
+        )
+
+        def change(shape: Shape, number: int) -> Shape:
+            tiers = [tuple(record for record in runs if record.id not in chosen.ids) for runs in shape.tiers]
+            while len(tiers) <= chosen.into:
+                tiers.append(())
+            if result.record is not None:
+                tiers[chosen.into] = (replace(result.record, installed=number), *tiers[chosen.into])
+            return replace(shape, tiers=tuple(tiers))
+
+        self.install(result, change, f"tier {chosen.into}")
+
+    # -- the bottom
+
+    def drain(self, version: Version, chosen: Drain) -> None:
+        """A slice of runs, or all of small ones, into the bottom."""
+        shape = shape_of(levels_of(version))
+        segments = [segment for segment in version.segments if segment.record.id in chosen.ids]
+        bottom = bottom_of(version)
+        if self.draining != frozenset(chosen.ids) or not self.slices:
+            self.slices = cut_slices(segments, bottom, slice_target(shape.bottom, self.store.settings))
+        index = next_slice(self.slices, self.store.place)
+        piece = self.slices[index]
+        bounds = (piece.start, piece.stop) if len(self.slices) > 1 else (None, None)
+        tier = len(shape.tiers) if shape.draining else tier_of(version, chosen.ids)
+        result = merge_segments(
+            self.shop(tier),
+            segments,
+            segment_id=self.store.next_segment_id(),
+            bottom=True,
+            older=[],
+            bounds=bounds,
+            into=bottom,
+            remainder_ids=self.store.next_segment_id,
+        )
+
+        def change(shape: Shape, number: int) -> Shape:
+            tiers = tuple(tuple(record for record in runs if record.id not in chosen.ids) for runs in shape.tiers)
+            left = tuple(record for record in (result.remainders.get(i) for i in chosen.ids) if record is not None)
+            record = None if result.record is None else replace(result.record, installed=number)
+            return Shape(tiers, left, record)
+
+        in_turn = piece.start is None or piece.start >= self.store.place
+        self.install(result, change, "bottom", place=(piece.stop or b"") if in_turn else None)
+        self.slices = [other for i, other in enumerate(self.slices) if i != index]
+        self.draining = frozenset(record.id for record in result.remainders.values() if record is not None)
+
+    def rework(self, version: Version, *, cut: int, fullness_min: float, most: int) -> int:
+        """Write the bottom's leaves that stand at or above page `cut` or are less full than that anew, up to about
+        `most` pages of them; how many pages the bottom became smaller by, -1 when there was nothing to do."""
+        bottom = bottom_of(version)
+        if bottom is None:
+            return -1
+        result = rework(
+            self.shop(len(version.levels)),
+            bottom,
+            segment_id=self.store.next_segment_id(),
+            cut=cut,
+            fullness_min=fullness_min,
+            most=most,
+        )
+        if result is None:
+            return -1
+
+        def change(shape: Shape, number: int) -> Shape:
+            return replace(shape, bottom=None if result.record is None else replace(result.record, installed=number))
+
+        self.install(result, change, "rework")
+        return bottom.record.pages - (result.record.pages if result.record is not None else 0)
+
+    # -- both
+
+    def install(
+        self, result: MergeResult, change: Callable[[Shape, int], Shape], into: str, place: bytes | None = None
+    ) -> None:
+        """Put what came out in its place among whatever was installed meanwhile; `place`: where slices go on."""
+        store = self.store
+
+        def levels(present: tuple[Level, ...], number: int) -> tuple[Level, ...]:
+            return change(shape_of(present), number).levels()
+
+        edit = Edit(
+            levels=levels,
+            commit=list(result.written),
+            retire=[(list(extents), born) for extents, born in result.unlinked],
+            overflow=result.overflow,
+            place=place,
+        )
+        try:
+            store.install(self.channel, edit)
+        except BaseException:
+            if store.file.failure is None:
+                for extent in result.written:
+                    store.allocator.give_back(extent)
+            raise
+        totals = self.merged.setdefault(into, Totals())
+        totals.merges += 1
+        totals.bytes_read += result.bytes_read
+        totals.bytes_written += result.bytes_written
+        totals.pages_reused += result.pages_reused
+        self.entries += result.entries_in
+
+
+def levels_of(version: Version) -> tuple[Level, ...]:
+    """A version's levels as its manifest had them."""
+    return tuple(tuple(tuple(segment.record for segment in run) for run in level) for level in version.levels)
+
+
+def bottom_of(version: Version) -> Segment | None:
+    """The bottom's segment."""
+    shape = shape_of(levels_of(version))
+    return None if shape.bottom is None else version.segments[-1]
+
+
+def tier_of(version: Version, ids: tuple[int, ...]) -> int:
+    """The newest tier that one of these segments is in."""
+    shape = shape_of(levels_of(version))
+    return next(
+        (tier for tier, runs in enumerate(shape.tiers) if any(record.id in ids for record in runs)), len(shape.tiers)
+    )
+
+
+def overlap_bytes(bottom: Segment | None, record: SegmentRecord) -> int:
+    """About how many bytes of the bottom lie between a record's fences. Cost: two descents."""
+    if bottom is None or record.last_key < bottom.first_key or record.first_key > bottom.last_key:
+        return 0
+    share = (bottom.rank(record.last_key) - bottom.rank(record.first_key)) / max(1, bottom.entries)
+    return int(min(1.0, max(0.0, share)) * bottom.record.pages) * PAGE_BYTES
+
+
+def cut_slices(segments: list[Segment], bottom: Segment | None, target: int) -> list[Slice]:
+    """Consecutive slices of the key space that read about `target` bytes each, source and overlap together.
+
+    Cut between leaves of the source that has the most entries (R14). Cost: its parents, and its leaves where
+    tombstones are worth counting.
+    """
+    if not segments:
+        return [Slice(None, None, 0, 0)]
+    largest = max(segments, key=lambda segment: segment.entries)
+    size = sum(segment.record.pages * PAGE_BYTES + overlap_bytes(bottom, segment.record) for segment in segments)
+    if bottom is not None:
+        size = min(size, sum(segment.record.pages for segment in [*segments, bottom]) * PAGE_BYTES)
+    aim = largest.entries // max(1, -(-size // target))
+    if aim >= largest.entries:
+        return [Slice(None, None, largest.entries, largest.record.tombstones)]
+    counting = largest.record.tombstones > TOMBSTONES_WORTH * largest.entries
+    found: list[Slice] = []
+    start: bytes | None = None
+    entries = tombstones = 0
+    walk = Walk(largest)
+    while walk.child is not None:
+        if walk.height:
+            walk.open(unlink=False)
+            continue
+        if entries >= aim:
+            low = walk.low()
+            found.append(Slice(start, low, entries, tombstones))
+            start, entries, tombstones = low, 0, 0
+        entries += walk.child.entries
+        if counting:
+            page = walk.take(unlink=False)[0]
+            tombstones += largest.tombstones_of(page)
+        else:
+            walk.skip()
+    found.append(Slice(start, None, entries, tombstones))
+    return found
