@@ -80,6 +80,7 @@ class Window:
             self.verified = bytearray(self.pages)
 
 
+@cython.no_gc_clear
 @cython.cclass
 class Buffer:
     """A writable block of bytes of fixed size; `data` is its bytearray for callers that do I/O."""

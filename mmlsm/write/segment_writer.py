@@ -3,8 +3,7 @@
 One thread owns a SegmentWriter from its first entry to `finish` or `abandon`. Nothing it writes is visible or counts
 as used until the caller commits the reservations and installs the record (reserve -> commit, R8).
 
-I1. Every page written lies in an extent of `reserved` or in the open `run`; what `finish` did not use has been given
-    back.
+I1. Every page written lies in an extent of `reserved` once `finish` is done; what it did not use has been given back.
 I2. A segment without entries is no segment: `finish` answers None and gives everything back.
 """
 
@@ -20,6 +19,7 @@ from mmlsm.format.manifest import Reference, SegmentRecord
 from mmlsm.memory import Buffer
 from mmlsm.space.extents import Extent
 from mmlsm.write.leaf_writer import LeafWriter
+from mmlsm.write.node_writer import NodeWriter
 from mmlsm.write.overflow import write_extent
 from mmlsm.write.parent_writer import Child
 from mmlsm.write.tree_writer import Opener, TreeWriter
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 Separator = tuple[bytes, bytes, int]
 """Inline bytes, a packed 24-byte reference or b"", the whole length."""
 
-RESERVE_PAGES = 512
 FILTER_BITS_PER_KEY = 10
 
 
@@ -60,21 +59,27 @@ class SegmentWriter:
         self.filter_bits: Buffer | None = None
         if expected_entries:
             self.filter_bits = Buffer((expected_entries * FILTER_BITS_PER_KEY // 512 + 1) * 64)
+        self.nodes = NodeWriter(channel, allocator)
         self.leaves = LeafWriter(leaf_bytes, birth, settings.node_entries_max, self.filter_bits)
         self.tree = TreeWriter(
-            leaf_bytes, settings.node_entries_max, settings.leaf_fullness_min, birth, self.place
+            leaf_bytes, settings.node_entries_max, settings.leaf_fullness_min, birth, self.nodes.place
         )
         self.lower: Separator | None = None
         self.first_key: bytes | None = None
         self.last_key: Callable[[], bytes] | None = None
         self.entries = 0
         self.fresh = False
-        self.reserved: list[Extent] = []
-        self.run = Extent(0, 0)
-        self.run_used = 0
-        self.pending = bytearray()
         self.overflow_extents: list[Extent] = []
-        self.bytes_written = 0
+
+    @property
+    def reserved(self) -> list[Extent]:
+        """The extents of all that was written."""
+        return self.nodes.reserved
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all that was written."""
+        return self.nodes.bytes_written
 
     def add_items(self, items: list[tuple[bytes, object]]) -> None:
         """Add pairs in key order; see LeafWriter.add_items for what a value may be."""
@@ -93,9 +98,8 @@ class SegmentWriter:
     def adopt(self, reference: Reference) -> None:
         """An extent that the caller has written is this segment's."""
         extent = Extent(reference.page, reference.pages)
-        self.reserved.append(extent)
+        self.nodes.keep(extent)
         self.overflow_extents.append(extent)
-        self.bytes_written += reference.pages * limits.PAGE_BYTES
 
     def drain(self) -> None:
         """Take the finished leaves out of the leaf writer and give them pages and parents."""
@@ -108,7 +112,7 @@ class SegmentWriter:
             self.lower = None
             entries, flags = data[4] | data[5] << 8, data[22]
             pages, overflow = (end - start) // limits.PAGE_BYTES, bool(flags & page.FLAG_OVERFLOW)
-            first = self.place(data)
+            first = self.nodes.place(data)
             self.tree.add(Child(separator, reference, length, first, pages, checksum(data), entries, overflow), 0)
             self.entries += entries
             self.fresh = True
@@ -123,9 +127,9 @@ class SegmentWriter:
     def may_take_over(self, height: int) -> bool:
         """Whether what is open before it is full enough for a subtree of that height to come next."""
         used = self.leaves.open_bytes()
-        return (not used or used >= self.leaf_bytes * self.settings.leaf_fullness_min) and self.tree.may_close_below(
-            height
-        )
+        if used and used < self.leaf_bytes * self.settings.leaf_fullness_min:
+            return False
+        return self.tree.may_close_below(height, self.leaves.leaves + (used > 0))
 
     def is_empty(self) -> bool:
         """Whether nothing has come yet."""
@@ -159,38 +163,6 @@ class SegmentWriter:
         if upper is None:
             self.leaves.follow(last_key())
 
-    def place(self, data: memoryview | bytes) -> int:
-        """The page number at which `data` will stand; written when its reservation is full."""
-        pages = len(data) // limits.PAGE_BYTES
-        if self.run_used + pages > self.run.count:
-            self.write_pending()
-            self.return_rest()
-            self.run = self.allocator.reserve_up_to(RESERVE_PAGES, pages)
-            self.run_used = 0
-        first = self.run.first + self.run_used
-        self.run_used += pages
-        self.pending += data
-        if len(self.pending) >= 1 << 20:
-            self.write_pending()
-        return first
-
-    def write_pending(self) -> None:
-        """Write what has been placed in the current reservation and not yet written."""
-        if self.pending:
-            offset = (self.run.first + self.run_used) * limits.PAGE_BYTES - len(self.pending)
-            self.channel.pwrite(offset, self.pending)
-            self.bytes_written += len(self.pending)
-            self.pending = bytearray()
-
-    def return_rest(self) -> None:
-        """Close the current reservation: keep what was used, give the rest back."""
-        rest = self.run.count - self.run_used
-        if rest:
-            self.allocator.give_back(Extent(self.run.first + self.run_used, rest))
-        if self.run_used:
-            self.reserved.append(Extent(self.run.first, self.run_used))
-        self.run, self.run_used = Extent(0, 0), 0
-
     def finish(self, segment_id: int, *, seq_low: int, seq_high: int) -> SegmentRecord | None:
         """Write all that is left; the record, not yet installed (`installed` = birth), or None without entries.
 
@@ -202,8 +174,7 @@ class SegmentWriter:
             return None
         root, height = self.tree.finish()
         bits = self.write_filter()
-        self.write_pending()
-        self.return_rest()
+        self.nodes.finish()
         return SegmentRecord(
             id=segment_id,
             installed=self.birth,
@@ -234,11 +205,7 @@ class SegmentWriter:
 
     def abandon(self) -> None:
         """Give back every page; the writer is of no more use."""
-        self.pending = bytearray()
-        self.return_rest()
-        for extent in self.reserved:
-            self.allocator.give_back(extent)
-        self.reserved = []
+        self.nodes.abandon()
 
 
 def pack_value(value: object) -> object:

@@ -59,12 +59,14 @@ class TreeWriter:
             level.height,
         )  # fmt: skip
 
-    def may_close_below(self, height: int) -> bool:
-        """Whether all that is open over children lower than that would make parents that are full enough."""
-        coming = 0
+    def may_close_below(self, height: int, coming: int) -> bool:
+        """Whether all that is open over children lower than that would make parents that are full enough.
+
+        `coming` leaves are to be added first.
+        """
         for level in self.levels[:height]:
             if level.ready:
-                coming = 2
+                coming = 1 if level.fullness(coming) < 0.5 else 2  # the two may fit into one
             elif level.children or coming:
                 if len(level.children) + coming < 2 or level.fullness(coming) < self.fullness_min:
                     return False
