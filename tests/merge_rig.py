@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mmlsm.check import Checker, Layout
@@ -21,10 +22,11 @@ def nothing(done: int, total: int) -> None:
 
 
 class MergeRig(SegmentRig):
-    """A file in memory whose segments are merged. `segments` are those that nothing has taken the place of."""
+    """A file in memory whose segments are merged."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, *, node_entries_max: int = 8192, leaf_bytes: int = 4096, **settings: Any) -> None:
+        super().__init__(node_entries_max=node_entries_max, leaf_bytes=leaf_bytes)
+        self.settings = replace(self.settings, **settings)
         self.reclaimer = Reclaimer(self.allocator)
         self.last_id = 1000
 
@@ -38,22 +40,38 @@ class MergeRig(SegmentRig):
     def open(self, record: SegmentRecord | None) -> Segment | None:
         return None if record is None else Segment(self.file, record, "first-read")
 
-    def merge(self, segments: list[Segment], *, into: Segment | None = None, bottom: bool = True,
-              older: tuple[Segment, ...] = (), bounds: tuple[bytes | None, bytes | None] = (None, None)) -> MergeResult:
+    def merge(
+        self,
+        segments: Sequence[Segment],
+        *,
+        into: Segment | None = None,
+        bottom: bool = True,
+        older: Sequence[Segment] = (),
+        bounds: tuple[bytes | None, bytes | None] = (None, None),
+        pause: Callable[[int, int], None] = nothing,
+    ) -> MergeResult:
+        """Merge, and let go of what the result takes the place of."""
         result = merge_segments(
-            self.shop(), segments, segment_id=self.next_id(), bottom=bottom, older=list(older),
+            self.shop(pause), list(segments), segment_id=self.next_id(), bottom=bottom, older=list(older),
             bounds=bounds, into=into, remainder_ids=self.next_id,
         )  # fmt: skip
         self.let_go(result)
         return result
 
-    def rework(self, segment: Segment, *, cut: int = 0, fullness_min: float = 0.0, most: int = 1 << 30) -> MergeResult | None:
+    def rework(
+        self, segment: Segment, *, cut: int = 0, fullness_min: float = 0.0, most: int = 1 << 30
+    ) -> MergeResult | None:
+        """As `merge`, of one segment's nodes that stand late or are not full."""
         result = rework(
             self.shop(), segment, segment_id=self.next_id(), cut=cut, fullness_min=fullness_min, most=most
-        )
+        )  # fmt: skip
         if result is not None:
             self.let_go(result)
         return result
+
+    def reserved(self) -> int:
+        """Pages that segments have."""
+        return sum(extent.count for extent in self.allocator.reserved_extents())
 
     def let_go(self, result: MergeResult) -> None:
         """What the merge unlinked is free at once, as if no reader were there; each page of it once."""
@@ -101,14 +119,3 @@ def newest(layers: list[Pairs]) -> Pairs:
 def live(pairs: Pairs) -> Pairs:
     """Without tombstones."""
     return {key: value for key, value in pairs.items() if value is not None}
-
-
-def shape(rig: SegmentRig, record: SegmentRecord) -> str:
-    segment = Segment(rig.file, record, "first-read")
-    nodes, height, out = [(record.root_page, record.root_pages, record.root_sum)], record.height, []
-    while height:
-        segment.touch_nodes(nodes, height)
-        below = [(page, segment.children_of(page)) for page, _, _ in nodes]
-        out.append(" ".join(f"{page}b{segment.birth_of(page)}:{len(c)}" for page, c in below))
-        nodes, height = [child for _, children in below for child in children], height - 1
-    return "\n".join(out)

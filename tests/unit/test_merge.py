@@ -5,34 +5,37 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import mmlsm
 import proof
-from mmlsm.write.merge_policy import MergePlan
-from mmlsm.write.merge_run import Stopped, merge_segments
-from segment_rig import Pairs, SegmentRig, check_segment
+from merge_rig import MergeRig, live, newest
+from mmlsm.read.segment import Segment
+from mmlsm.write.merge_policy import TierMerge
+from mmlsm.write.merge_run import MergeResult
+from segment_rig import Pairs, check_segment
 
 
-def merged(rig: SegmentRig, layers: list[Pairs], *, bottom: bool = True) -> tuple[Any, Any]:
-    """The segments of these layers, newest first, merged; the result, and the segment made of it."""
-    from mmlsm.read.segment import Segment
-
-    segments = [rig.write({**layer}) for layer in layers]
-    result = merge_segments(
-        rig.file, rig.channel, rig.allocator, rig.settings, segments,
-        drop_tombstones=bottom, with_filter=not bottom, birth=9, segment_id=99, pause=lambda done, total: None,
-    )  # fmt: skip
-    return result, None if result.record is None else Segment(rig.file, result.record, "first-read")
+class Enough(Exception):
+    """What a test stops a merge with."""
 
 
-def newest(layers: list[Pairs]) -> Pairs:
-    found: Pairs = {}
-    for layer in reversed(layers):
-        found |= layer
-    return dict(sorted(found.items()))
+def eventually(what: str, ready: Callable[[], bool], patience_s: float = 30) -> None:
+    """Wait for the merge thread to bring it about."""
+    deadline = time.monotonic() + patience_s
+    while not ready():
+        assert time.monotonic() < deadline, f"not in {patience_s} seconds: {what}"
+        time.sleep(0.01)
+
+
+def merged(rig: MergeRig, layers: list[Pairs], *, older: Segment | None = None) -> tuple[MergeResult, Segment | None]:
+    """Segments of these layers, newest first, merged over what is older, and the segment made of them."""
+    segments = [rig.write(dict(layer)) for layer in layers]
+    result = rig.merge(segments, bottom=older is None, older=() if older is None else (older,))
+    return result, rig.open(result.record)
 
 
 @pytest.mark.parametrize("entries_max", [2, 5, 8192])
@@ -40,7 +43,7 @@ def newest(layers: list[Pairs]) -> Pairs:
 def test_random_layers(entries_max: int, bottom: bool, seed: int) -> None:
     rng = random.Random(f"{entries_max} {bottom} {seed}")
     for _ in range(8):
-        rig = SegmentRig(node_entries_max=entries_max)
+        rig = MergeRig(node_entries_max=entries_max)
         keys = [b"%02d" % i * rng.choice([1, 1, 1, 400]) for i in range(40)] + [b"", b"\0", b"\xff" * 700]
         layers = []
         for _ in range(rng.randrange(1, 6)):
@@ -50,49 +53,42 @@ def test_random_layers(entries_max: int, bottom: bool, seed: int) -> None:
                 if rng.random() < rng.choice([0.1, 0.9])
             }
             layers.append(layer or {b"only": None})
-        result, segment = merged(rig, layers, bottom=bottom)
+        older = None if bottom else rig.write(dict.fromkeys([*keys, b"only"], b"old"))
+        result, segment = merged(rig, layers, older=older)
         want = newest(layers)
-        live = {key: value for key, value in want.items() if value is not None}
-        kept = live if bottom else want
+        kept = live(want) if bottom else want
         assert result.entries_in == sum(map(len, layers))
+        rig.prove(segment, older)  # every page is the result's, or let go: nothing is lost between them
         if segment is None:
             assert not kept
             continue
-        assert (segment.record.entries, segment.record.tombstones) == (len(kept), len(kept) - len(live))
+        assert (segment.record.entries, segment.record.tombstones) == (len(kept), len(kept) - len(live(want)))
         assert (segment.record.first_key, segment.record.last_key) == (min(kept), max(kept))
         check_segment(rig.reader(segment), want)
-        # every page is the result's, or let go: nothing is lost between them
-        gone = sum(extent.count for extents, _ in result.unlinked for extent in extents)
-        reserved = sum(extent.count for extent in rig.allocator.reserved_extents())
-        assert segment.record.pages + gone == reserved
 
 
 def test_nothing_left_is_no_segment() -> None:
-    rig = SegmentRig()
+    rig = MergeRig()
     result, segment = merged(rig, [{b"a": None, b"b": None}, {b"a": b"1", b"b": bytes(5000)}])
     assert segment is None
     assert result.record is None
     assert result.written == ()
-    assert sum(extent.count for extents, _ in result.unlinked for extent in extents) == sum(
-        extent.count for extent in rig.allocator.reserved_extents()
-    )
+    assert rig.allocator.reserved_extents() == []
 
 
 def test_a_merge_that_is_stopped_gives_everything_back() -> None:
-    rig = SegmentRig(node_entries_max=4)
+    rig = MergeRig(node_entries_max=4)
     segments = [rig.write({b"%d %05d" % (layer, i): bytes(900) for i in range(3000)}) for layer in range(2)]
     before = rig.allocator.reserved_extents()
 
     def stop(done: int, total: int) -> None:
         assert 0 < done <= total == 6000
-        raise Stopped
+        raise Enough
 
-    with pytest.raises(Stopped):
-        merge_segments(
-            rig.file, rig.channel, rig.allocator, rig.settings, segments,
-            drop_tombstones=True, with_filter=False, birth=9, segment_id=99, pause=stop,
-        )  # fmt: skip
+    with pytest.raises(Enough):
+        rig.merge(segments, pause=stop)
     assert rig.allocator.reserved_extents() == before
+    rig.prove(*segments)
 
 
 def test_progress_that_raises_stops_a_compaction_cleanly(open_db: Any) -> None:
@@ -142,13 +138,11 @@ def test_a_tombstone_stays_while_something_older_may_hold_its_key(open_db: Any) 
     db._engine.flush()
     db[b"c"] = b"new"
     db._engine.flush()
+    plans = [TierMerge(tuple(segment.id for segment in db.stats().segments[:2]), 1)]
     merger = db._engine.merger
-    plans = [MergePlan(0, 2, False)]
     merger.choose = lambda version, request: plans.pop() if plans else None
     merger.wake()
-    deadline = time.monotonic() + 20
-    while len(db.stats().segments) > 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually("the two newest are one", lambda: len(db.stats().segments) == 2)
     del merger.choose
     assert [segment.tombstones for segment in db.stats().segments] == [1, 0]
     assert list(db.items()) == [(b"b", b"old"), (b"c", b"new")]
@@ -164,10 +158,7 @@ def test_an_idle_database_converges_to_one_run(open_db: Any) -> None:
         want[b"%03d" % (i % 130)] = b"%d" % i * 10
         db.put(b"%03d" % (i % 130), want[b"%03d" % (i % 130)])
     db._engine.flush()
-    deadline = time.monotonic() + 30
-    while len(db.stats().segments) > 1 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(db.stats().segments) == 1
+    eventually("one run", lambda: len(db.stats().segments) == 1)
     assert dict(db.items()) == want
 
 
