@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -24,6 +25,9 @@ MIB: Final = 1 << 20
 KEY_MOST: Final = 32
 HEADS: Final = ("level", "run", "segments", "entries", "tombstones", "height", "leaves", "parents", "pages", "MiB",
                 "share", "filters", "first key", "last key")  # fmt: skip
+
+LEFT_OUT: Final = ("commits", "filters", "parents", "height", "leaves", "pages", "last key", "tombstones", "first key")
+"""What a narrow terminal does not show, the first of them first."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,10 +73,15 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     if not segments:
         output.line("no segments")
-    elif args.segments:
-        output.table(("segment", *HEADS[:2], *HEADS[3:], "commits"), segment_rows(segments, file_pages, output))
     else:
-        output.table(HEADS, run_rows(manifest, segments, file_pages, output))
+        heads = ("segment", *HEADS[:2], *HEADS[3:], "commits") if args.segments else HEADS
+        rows = (
+            segment_rows(segments, file_pages, output)
+            if args.segments
+            else run_rows(manifest, segments, file_pages, output)
+        )
+        width = shutil.get_terminal_size().columns if output.terminal else None
+        output.table(*narrowed(heads, rows, width))
     for problem in problems:
         output.check(problem, False)
     return EXIT_OK
@@ -151,3 +160,16 @@ def to_the_right(rows: list[list[object]], columns: dict[int, str]) -> list[list
         for row in rows:
             row[i] = f"{row[i]!s:>{width}}"
     return rows
+
+
+def narrowed(
+    heads: Sequence[str], rows: Sequence[Sequence[object]], width: int | None
+) -> tuple[list[str], list[list[object]]]:
+    """The table without the columns that do not fit into a terminal of this width (None: any)."""
+    wide = [max([len(head), *(len(f"{row[i]:,}" if isinstance(row[i], int) else str(row[i])) for row in rows)]) + 3
+            for i, head in enumerate(heads)]  # fmt: skip
+    kept = list(range(len(heads)))
+    for name in LEFT_OUT:
+        if width is not None and sum(wide[i] for i in kept) > width:
+            kept = [i for i in kept if heads[i] != name]
+    return [heads[i] for i in kept], [[row[i] for i in kept] for row in rows]

@@ -1,4 +1,4 @@
-"""`mmlsm map` and `levels`: each page has one owner, as `verify()` counts; pictures are whole and need nothing else."""
+"""`mmlsm map`: each page has one owner, as `verify()` counts; pictures are whole and need nothing else."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -132,6 +133,29 @@ def test_a_segments_pages_are_those_of_its_record(open_db: OpenDb, path: Path) -
     assert {(place.segment, place.level, place.run) for place in places.values()} == {
         (segment.id, segment.level, segment.run) for segment in segments
     }
+
+
+def test_levels_have_their_names(open_db: OpenDb, path: Path) -> None:
+    """The manifest's levels as drained merges leave them: the last is the bottom, the one before drains into it."""
+    database = open_db(auto_merge=False)
+    write_much(database, random.Random(7), 4)
+    database.close()
+    with mmlsm.open(path, readonly=True) as reader:
+        layout = layout_of(reader._engine)
+        assert layout.manifest is not None
+        newest, one, other, oldest = [(record,) for record in layout.manifest.segments()][:4]
+        layout.manifest = replace(layout.manifest, levels=((newest,), (), (one, other), (oldest,)))
+        pages = walk(layout)
+    assert pages.levels == ["tier 0", "tier 1", "draining", "bottom"]
+    levels, _ = drawing.rows_of(pages)
+    assert [(row.name, row.runs, row.segments) for row in levels] == [
+        ("tier 0", 1, 1), ("tier 1", 0, 0), ("draining", 2, 2), ("bottom", 1, 1),
+    ]  # fmt: skip
+    assert [row.pages for row in levels] == [
+        newest[0].pages, 0, one[0].pages + other[0].pages, oldest[0].pages,
+    ]  # fmt: skip
+    texts = [text.text for text in ElementTree.fromstring(drawing.svg(pages, "name")).iter(f"{SVG}text")]
+    assert {"tier 0", "tier 1", "draining", "bottom"} <= set(texts)
 
 
 def test_an_empty_database_has_no_segments(open_db: OpenDb, path: Path, run: Run) -> None:
@@ -411,23 +435,3 @@ def test_the_totals_as_json(drawn: dict[str, str], path: Path, run: Run) -> None
     assert sum(row["share"] for row in told["owners"]) == pytest.approx(1, abs=1e-4)
     leaves = [row["pages"] for row in told["owners"] if row["kind"] == "leaf"]
     assert sum(leaves) == pages.count("leaf") > 0
-
-
-def test_levels_show_the_trees_shape(drawn: dict[str, str], path: Path, run: Run) -> None:
-    with mmlsm.open(path, readonly=True) as database:
-        segments, report = database.stats().segments, database.verify()
-    told = json.loads(run("levels", path, "--json")[1])
-    assert [row["id"] for row in told] == [segment.id for segment in segments]
-    assert sum(row["leaves"] for row in told) == report.leaves
-    assert sum(row["parents"] for row in told) == report.parents
-    lines = run("levels", path)[1].splitlines()
-    assert lines[0].split()[:4] == ["level", "run", "segments", "entries"]
-    runs = {(segment.level, segment.run) for segment in segments}
-    assert len(lines) == len(runs) + 2
-    for text, place in zip(lines[1:], sorted(runs), strict=False):
-        entries = sum(segment.entries for segment in segments if (segment.level, segment.run) == place)
-        assert f"{entries:,}" in text.split()
-    assert lines[-1].split()[:4] == ["all", f"{len(runs)}", f"{len(segments)}", f"{report.entries:,}"]
-    assert f"{report.live:,}" in lines[-1].split()
-    single = run("levels", path, "--segments")[1].splitlines()
-    assert len(single) == len(segments) + 1
