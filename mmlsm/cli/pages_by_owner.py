@@ -23,6 +23,7 @@ from mmlsm.format.manifest import Manifest, Reference, Retirement, SegmentRecord
 from mmlsm.format.superblock import Superblock, newest
 from mmlsm.read import pages as reading
 from mmlsm.space.bitmap import Bitmap
+from mmlsm.write.merge_policy import level_name
 from mmlsm.write.recovery import still_retired, used_pages
 
 PAGE: Final = limits.PAGE_BYTES
@@ -98,13 +99,6 @@ class Pages:
             for owner, _, pages in self.stretches
             if owner.kind == kind and (level is None or (owner.place is not None and owner.place.level == level))
         )
-
-
-def level_name(index: int, count: int) -> str:
-    """What level `index` of `count` is called."""
-    if count >= 3 and index >= count - 2:
-        return "bottom" if index == count - 1 else "draining"
-    return f"tier {index}"
 
 
 def layout_of(engine: Engine) -> Layout:

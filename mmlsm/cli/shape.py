@@ -16,9 +16,10 @@ from mmlsm import limits
 from mmlsm.cli import arguments
 from mmlsm.cli.arguments import EXIT_OK, Commands
 from mmlsm.cli.output import Output, json_of
-from mmlsm.cli.pages_by_owner import level_name, nodes_of
+from mmlsm.cli.pages_by_owner import nodes_of
 from mmlsm.file import File
 from mmlsm.format.manifest import Manifest, SegmentRecord
+from mmlsm.write.merge_policy import level_name
 
 PAGE: Final = limits.PAGE_BYTES
 MIB: Final = 1 << 20
