@@ -14,7 +14,7 @@ from typing import Any, Final
 import mmlsm
 from mmlsm import limits
 from mmlsm.cli import arguments
-from mmlsm.cli.arguments import EXIT_OK, Commands
+from mmlsm.cli.arguments import EXIT_NO, EXIT_OK, Commands
 from mmlsm.cli.output import Output, json_of
 from mmlsm.cli.pages_by_owner import nodes_of
 from mmlsm.file import File
@@ -47,7 +47,7 @@ def add(commands: Commands) -> None:
     """Put the command into the grammar."""
     parser = arguments.command(
         commands, "levels", "show the tree's shape: levels and their runs, newest first",
-        "JSON lists the segments.",
+        "JSON lists the segments. Exit code 1 where damage hides leaves.",
     )  # fmt: skip
     parser.add_argument("--segments", action="store_true", help="list the segments one by one")
     arguments.add_hex(parser, "keys are hexadecimal")
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
              "last_key": json_of(figure.last_key, args.hex)}
             for figure, segment in zip(figures, segments, strict=True)
         ])  # fmt: skip
-        return EXIT_OK
+        return EXIT_NO if problems else EXIT_OK
     if not segments:
         output.line("no segments")
     else:
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         output.table(*narrowed(heads, rows, width))
     for problem in problems:
         output.check(problem, False)
-    return EXIT_OK
+    return EXIT_NO if problems else EXIT_OK
 
 
 def segments_of(file: File, manifest: Manifest, problems: list[str]) -> Iterable[Segment]:

@@ -48,6 +48,22 @@ def test_levels_show_the_trees_shape(
     assert [line.split()[0] for line in single[1:]] == [f"{segment.id}" for segment in segments]
 
 
+@pytest.mark.unproved
+def test_damage_that_hides_leaves_is_told(
+    open_db: Callable[..., mmlsm.Database], path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = open_db(leaf_bytes=4096, auto_merge=False)
+    database.put_many([(b"key %05d" % i, b"value") for i in range(2000)])
+    database.close()
+    with mmlsm.open(path, readonly=True) as reader:
+        (record,) = reader._engine.root.manifest.segments()
+    with path.open("r+b") as file:
+        file.seek(record.root_page * 4096 + 60)
+        file.write(b"damage")
+    assert main(["levels", str(path)]) == 1
+    assert f"page {record.root_page}: the checksum differs" in capsys.readouterr().out
+
+
 def test_a_narrow_terminal_gets_fewer_columns() -> None:
     rows: list[list[object]] = [["tier 0", "0", 1, 12_345, 0, 2, 300, 4, 5000, " 19.5", "50.0 %", 1, "a", "z"]]
     assert shape.narrowed(shape.HEADS, rows, None) == (list(shape.HEADS), rows)

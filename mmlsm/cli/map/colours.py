@@ -33,7 +33,7 @@ PLAIN: Final = {
 HATCHED: Final = {
     "log value": (("#c9d0d7", "#14181d"), ("#46515c", "#ffffff")),
     "retired": (("#e9e2d5", "#cdc0a8"), ("#332e26", "#5f5645")),
-    "unknown": (("#ff2d87", "#ffffff"), ("#ff4f9b", "#16191d")),
+    "unknown": (("#ff2d87", "#ff7ab3"), ("#ff4f9b", "#c93377")),
 }
 """(ground, lines) for light and for dark."""
 
