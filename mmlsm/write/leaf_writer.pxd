@@ -11,6 +11,7 @@ cdef enum:
 
 cdef class LeafWriter:
     cdef readonly Py_ssize_t leaf_bytes
+    cdef Py_ssize_t limit
     cdef readonly Py_ssize_t key_max
     cdef readonly Py_ssize_t value_max
     cdef Py_ssize_t entries_max

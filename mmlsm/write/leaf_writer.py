@@ -68,7 +68,7 @@ class LeafWriter:
     def __init__(
         self, leaf_bytes: int, birth: int, entries_max: int = 8192, filter_bits: Buffer | None = None
     ) -> None:
-        self.leaf_bytes = leaf_bytes
+        self.leaf_bytes = self.limit = leaf_bytes
         self.key_max = leaf_bytes // 8
         self.value_max = leaf_bytes // 4
         self.entries_max = entries_max
@@ -146,7 +146,7 @@ class LeafWriter:
         heap += 2 + (suffix >= 128) + (suffix - 4 if suffix > 4 else 0) + extra + value_bytes
         if n and (
             n >= self.entries_max
-            or 32 + ((prefix + 3) & ~3) + 6 * (n + 1) + 2 + heap > self.leaf_bytes
+            or 32 + ((prefix + 3) & ~3) + 6 * (n + 1) + 2 + heap > self.limit
             or self.staged + inline + extra + value_bytes > STAGE_BYTES
         ):
             if self.finish_leaf() == DRAIN:
@@ -272,6 +272,7 @@ class LeafWriter:
         self.has_previous = True
         self.staged = self.count = self.prefix = self.heap_bytes = self.tombstones_here = 0
         self.overflow_here = False
+        self.limit = self.leaf_bytes
         return ADDED
 
     def drained(self) -> None:
@@ -287,6 +288,11 @@ class LeafWriter:
         self.previous_key.data[: len(key)] = key
         self.previous_key_bytes = len(key)
         self.has_previous = True
+
+    def share(self, coming_bytes: int) -> None:
+        """A leaf of that many bytes comes next: where it does not fit into the open one, cut the two in the middle."""
+        if self.open_bytes() + coming_bytes > self.leaf_bytes:
+            self.limit = (self.open_bytes() + coming_bytes) // 2
 
     def open_bytes(self) -> int:
         """Bytes that the open leaf would take; 0 when it is empty."""

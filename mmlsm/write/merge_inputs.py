@@ -18,11 +18,15 @@ from mmlsm.write.merge_walk import Walk
 if TYPE_CHECKING:
     from mmlsm.read.segment import Segment
     from mmlsm.settings import Settings
+    from mmlsm.write.lookahead import Lookahead
     from mmlsm.write.merge import MergeCore
     from mmlsm.write.segment_writer import SegmentWriter
 
 BATCH_MOST = 64
-"""Leaves that are given at once where nothing could be taken over for a while."""
+"""Leaves that are given at once at most."""
+
+MISSES_MOST = 4
+"""After so many leaves in a row that could not be taken over, they are given BATCH_MOST at a time."""
 
 
 class Input(Protocol):
@@ -35,13 +39,18 @@ class Input(Protocol):
 
 
 class Merged:
-    """All of a segment, which is gone after the merge. With `reuse`, nodes are taken over."""
+    """All of a segment, which is gone after the merge. With `reuse`, nodes are taken over.
 
-    def __init__(self, segment: Segment, settings: Settings, *, reuse: bool) -> None:
+    `ahead` knows the keys of the other sources; without it leaves are given at once where few were taken over of late.
+    """
+
+    def __init__(self, segment: Segment, settings: Settings, *, reuse: bool, ahead: Lookahead | None = None) -> None:
         self.walk = Walk(segment)
         self.settings = settings
         self.reuse = reuse
+        self.ahead = ahead
         self.misses = 0
+        self.sharing = False
         self.approved = 0
         self.cut = 0
         self.fullness_min = 0.0
@@ -64,17 +73,34 @@ class Merged:
             elif walk.height:
                 walk.open()
             else:
-                leaves = walk.take(self.batch())
-                self.misses += len(leaves)
+                count = 1 if self.sharing else self.batch()
+                if self.sharing:
+                    writer.share(walk.used())
+                leaves = walk.take(count)
+                self.misses += count
                 core.give(s, leaves, 0, -1, walk.low())
                 return
         core.move_on(s, None)
 
     def batch(self) -> int:
-        """Leaves to give at once: more the longer nothing could be taken over."""
-        if not self.reuse:
-            return BATCH_MOST
-        return 1 if self.most else min(BATCH_MOST, max(1, self.misses // 4))
+        """Leaves to give at once."""
+        if self.most:
+            return 1
+        if self.ahead is None:
+            return BATCH_MOST if not self.reuse or self.misses > MISSES_MOST else 1
+        walk, ahead = self.walk, self.ahead
+        count, untouched = 1, 0
+        while count < min(BATCH_MOST, len(walk.children) - walk.index):
+            low, high = walk.separator_of(walk.index + count), walk.separator_of(walk.index + count + 1)
+            assert low is not None
+            if high is None or low[1] or high[1] or ahead.finds(low[0], high[0]):
+                untouched = 0
+            else:
+                untouched += 1
+                if untouched == self.settings.reuse_leaves_min:
+                    break
+            count += 1
+        return max(1, count + (untouched == self.settings.reuse_leaves_min) - untouched)
 
     def take_over(self, writer: SegmentWriter) -> None:
         """Enter the node into the result as it is."""
@@ -86,6 +112,7 @@ class Merged:
     def may_take_over(self, core: MergeCore, s: int, low: bytes, writer: SegmentWriter) -> bool:
         """Whether the node can be taken over (I1, I2)."""
         walk = self.walk
+        self.sharing = False
         if not self.reuse or (walk.last and walk.height) or (walk.first and not writer.is_empty()):
             return False
         upper = walk.upper
@@ -95,7 +122,10 @@ class Merged:
             alone = core.leads(s, walk.segment.last_key, True)
         else:
             alone = core.leads(s, upper[0], False)
-        if not alone or core.has_written(low) or not writer.may_take_over(walk.height):
+        if not alone or core.has_written(low):
+            return False
+        if not writer.may_take_over(walk.height):
+            self.sharing = walk.height == 0 and writer.is_poor()
             return False
         if self.is_wanted() or self.is_poor_neighbour(writer):
             return False
@@ -187,17 +217,31 @@ class Kept:
             if walk.height:
                 walk.open(unlink=False)
                 continue
-            first, last = leaf_bounds(walk, start, stop)
-            page = walk.take(unlink=False)
+            inside = self.inside(low)
+            first, last = (0, -1) if inside else leaf_bounds(walk, start, stop)
+            leaves = walk.take(max(1, inside), unlink=False)
             after = walk.low()
             if stop is not None and after is not None and after >= stop:
                 after = None
-            if first < last:
-                core.give(s, page, first, last, after)
+            if first < last or inside:
+                core.give(s, leaves, first, last, after)
                 return
             if after is None:
                 break
         core.move_on(s, None)
+
+
+    def inside(self, low: bytes) -> int:
+        """How many leaves from here on are wholly between the bounds."""
+        walk, count = self.walk, 0
+        if self.start is not None and low < self.start:
+            return 0
+        while count < min(BATCH_MOST, len(walk.children) - walk.index):
+            upper = walk.separator_of(walk.index + count + 1)
+            if self.stop is not None and (upper is None or walk.key_of(upper) > self.stop):
+                break
+            count += 1
+        return count
 
 
 class Remainder:
@@ -231,7 +275,7 @@ class Remainder:
             if walk.height:
                 walk.open()
                 continue
-            if self.give_outside(core, s, outside):
+            if self.give_outside(core, s, writer, outside):
                 return
         core.move_on(s, None)
 
@@ -241,10 +285,12 @@ class Remainder:
         upper = walk.upper
         return not (walk.last and walk.height) and not (upper and upper[1]) and writer.may_take_over(walk.height)
 
-    def give_outside(self, core: MergeCore, s: int, outside: bool) -> bool:
+    def give_outside(self, core: MergeCore, s: int, writer: SegmentWriter, outside: bool) -> bool:
         """Give the entries of a leaf that are not cut out; False when there are none, and the leaf is passed by."""
         walk = self.walk
         count = walk.segment.entries_of_leaf(walk.prove().page)
+        if outside and writer.is_poor():
+            writer.share(walk.used())
         first, last = (count, count) if outside else leaf_bounds(walk, self.start, self.stop)
         page = walk.take()
         after = walk.low()

@@ -21,6 +21,7 @@ from mmlsm.format.manifest import Reference, SegmentRecord
 from mmlsm.read.pages import Pages
 from mmlsm.space.extents import Extent
 from mmlsm.write import merge
+from mmlsm.write.lookahead import Lookahead
 from mmlsm.write.merge_inputs import Input, Kept, Merged, Remainder
 from mmlsm.write.overflow import move_extent
 from mmlsm.write.segment_writer import SegmentWriter
@@ -152,8 +153,11 @@ def merge_segments(
     inputs: list[Input] = []
     for segment in sources:
         reuse = settings.reuse and bottom and (whole or segment is into) and not segment.record.tombstones
-        partial = not whole and segment is not into
-        inputs.append(Kept(segment, *bounds) if partial else Merged(segment, settings, reuse=reuse))
+        if not whole and segment is not into:
+            inputs.append(Kept(segment, *bounds))
+        else:
+            ahead = Lookahead(segments, bounds[1]) if segment is into and reuse else None
+            inputs.append(Merged(segment, settings, reuse=reuse, ahead=ahead))
     writer = SegmentWriter(
         shop.channel,
         shop.allocator,

@@ -178,6 +178,10 @@ class Walk:
         if record.filter is not None:
             self.unlinked.add(record.filter.page, record.filter.pages, record.installed)
 
+    def used(self) -> int:
+        """Bytes in use of the node. Reads it."""
+        return self.segment.used_of(self.prove().page)
+
     def is_poor(self, child: Child, fullness_min: float, entries_max: int) -> bool:
         """Whether a node of the walk's height is less full than that, in bytes and in entries. Reads it."""
         segment = self.segment

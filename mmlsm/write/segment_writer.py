@@ -127,9 +127,15 @@ class SegmentWriter:
     def may_take_over(self, height: int) -> bool:
         """Whether what is open before it is full enough for a subtree of that height to come next."""
         used = self.leaves.open_bytes()
-        if used and used < self.leaf_bytes * self.settings.leaf_fullness_min:
-            return False
-        return self.tree.may_close_below(height, self.leaves.leaves + (used > 0))
+        return not self.is_poor() and self.tree.may_close_below(height, self.leaves.leaves + (used > 0))
+
+    def is_poor(self) -> bool:
+        """Whether the open leaf is too empty to be closed."""
+        return 0 < self.leaves.open_bytes() < self.leaf_bytes * self.settings.leaf_fullness_min
+
+    def share(self, coming_bytes: int) -> None:
+        """A leaf of that many bytes, that could have stayed as it is, comes next, for the open one is too empty."""
+        self.leaves.share(coming_bytes)
 
     def is_empty(self) -> bool:
         """Whether nothing has come yet."""

@@ -1,0 +1,3 @@
+cdef class Lookahead:
+    cdef list sources
+    cdef object stop
