@@ -147,7 +147,7 @@ class Engine:
         if replay.table is not None:
             self._flush_replayed(store, replay)
         self.writer = Writer(store)
-        self.merger = Merger(store)
+        self.merger = Merger(store, self.writer.restart_log)
         self.pressure = BackPressure(store, self.writer, self.merger, self.life)
         store.on_install.append(self.merger.wake)
         store.on_install.append(self.writer.tell_progress)

@@ -189,6 +189,19 @@ class LogWriter:
         self._spare = self._reserve(0)
         return True
 
+    def restart(self) -> None:
+        """Go on in a small fresh extent, the earliest that is free. StorageError, nothing changed, without space.
+
+        REQUIRES the order lock, on the thread that calls `prepare`.
+        """
+        self.close()
+        before, self._pages_next = self._pages_next, min(EXTENT_PAGES_FIRST, self._pages_most)
+        try:
+            self._link(self._reserve(0))
+        except BaseException:
+            self._pages_next = before
+            raise
+
     def close(self) -> None:
         """Give back what was prepared. REQUIRES that nobody appends any more."""
         spare, self._spare = self._spare, None

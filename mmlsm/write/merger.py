@@ -48,10 +48,11 @@ RELOCATE_PAGES_MIN = 2048
 class Merger(threading.Thread):
     """`wake()` after an install; `request_compaction()` and `stop()` from any thread."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, restart_log: Callable[[], None]) -> None:
         super().__init__(name="mmlsm-merge", daemon=True)
         # constant after construction
         self.store = store
+        self.restart_log = restart_log
         self.lock = threading.Condition()
         # guarded by lock
         self.stopping = False
@@ -229,8 +230,12 @@ class Merger(threading.Thread):
             self.settle()
             if gain * 20 < most:
                 break
+        self.restart_log()
+        self.settle()
         while self.relocate(jobs):
             pass
+        self.restart_log()
+        self.settle()
         self.move_manifest()
 
     def relocate(self, jobs: MergeJobs) -> bool:
@@ -256,6 +261,8 @@ class Merger(threading.Thread):
         if not self.is_idle(store.state.version):
             self.expecting = True
             return False
+        self.restart_log()
+        self.settle()
         shorter = self.relocate(jobs)
         self.relocated_at = store.manifest.install
         if shorter:

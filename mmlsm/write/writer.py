@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 from mmlsm.errors import Error, StorageError
 from mmlsm.space.extents import Extent
 from mmlsm.write.flush import flush
-from mmlsm.write.store import Store
-
+from mmlsm.write.store import Edit, Store
 if TYPE_CHECKING:
     from mmlsm.file import Channel
     from mmlsm.write.commit import Committer
@@ -40,6 +39,7 @@ class Writer(threading.Thread):
         self.group_pending = False
         self.stopping = False
         self.abandoned = False
+        self.restarting: threading.Event | None = None
         # this thread's own, read by stats() and by who waits for a flush
         self.error: Error | None = None
         self.fault: Exception | None = None
@@ -75,6 +75,16 @@ class Writer(threading.Thread):
         self.stopping = True
         self.wakeups.put(True)
 
+    def restart_log(self) -> None:
+        """Have the log go on at the earliest free pages, where no commit is in it; back when that is done or not to be.
+
+        The merge thread asks, when the log may be all that keeps the file long.
+        """
+        self.restarting = done = threading.Event()
+        self.wakeups.put(True)
+        while self.is_alive() and not self.stopping and not done.wait(0.05):
+            pass
+
     def wait_until_flushed(self, ready: Callable[[], bool]) -> float:
         """Wait until `ready`; the seconds it took. The flush's error when it cannot go on: of a try from now on."""
         begun, earlier = time.monotonic(), self.error
@@ -104,6 +114,7 @@ class Writer(threading.Thread):
             try:
                 self.sync_if_due()
                 self.flush_sealed()
+                self.move_log()
                 self.error = None
             except Error as error:
                 self.error = error
@@ -133,6 +144,35 @@ class Writer(threading.Thread):
             committer.sync()
             with contextlib.suppress(StorageError):  # no space: the commit that needs the extent will say so
                 committer.log.prepare()
+
+    def move_log(self) -> None:
+        """Do what `restart_log` asks for."""
+        done, self.restarting = self.restarting, None
+        if done is None:
+            return
+        try:
+            committer, store = self.committer, self.store
+            if committer is None or self.channel is None or len(store.state.tables) != 1:
+                return
+            with committer.order_lock:
+                table, log = committer.memtable, committer.log
+                if table.entry_count or table.sealed:
+                    return
+                old = list(log.extents)
+                log.restart()
+                table.log_start = position = log.position
+            committer.write_out()  # nobody writes to the old extents any more
+            edit = Edit(
+                levels=lambda levels, _: levels,
+                commit=old,
+                retire=[(old, store.manifest.install + 1)],
+                log=position,
+            )
+            store.install(self.channel, edit)
+            with committer.order_lock:
+                log.release_before(position)
+        finally:
+            done.set()
 
     def flush_sealed(self) -> None:
         """Flush every sealed memtable, oldest first."""
