@@ -60,6 +60,11 @@ class Memtable(EntryTable):
         """Keys, tombstones included."""
         return len(self.entries)
 
+    def begin_at(self, position: LogPosition) -> None:
+        """Its commits, none so far, will stand in the log from `position` on."""
+        assert not self.entries, "the commits of a memtable would be lost"
+        self.log_start = position
+
     def apply(
         self,
         items: Iterable[tuple[bytes, bytes | Reference | None]],

@@ -168,6 +168,17 @@ def slice_target(bottom: SegmentRecord | None, settings: Settings) -> int:
     return min(max(settings.slice_bytes, pages * PAGE_BYTES // 8), 8 * settings.slice_bytes)
 
 
+def backlog(levels: Sequence[Level], settings: Settings) -> float:
+    """How much waits for a merge into the bottom, beside what may: from 1 on commits wait for it.
+
+    What may is three times what the tiers drain at, and at least 2 * fan_out memtables, for a small bottom.
+    """
+    shape = shape_of(levels)
+    bottom = 0 if shape.bottom is None else shape.bottom.pages * PAGE_BYTES
+    waiting = sum(record.pages for record in shape.upper()) * PAGE_BYTES
+    return waiting / max(3 * bottom / settings.bottom_ratio, 2 * settings.fan_out * settings.memtable_bytes)
+
+
 def tiers_most(shape: Shape, settings: Settings) -> int:
     """How many tiers a database of this size needs at most."""
     bottom = 0 if shape.bottom is None else shape.bottom.pages * PAGE_BYTES

@@ -18,6 +18,7 @@ from mmlsm.errors import Error, StorageError
 from mmlsm.space.extents import Extent
 from mmlsm.write.flush import flush
 from mmlsm.write.store import Edit, Store
+
 if TYPE_CHECKING:
     from mmlsm.file import Channel
     from mmlsm.write.commit import Committer
@@ -160,7 +161,8 @@ class Writer(threading.Thread):
                     return
                 old = list(log.extents)
                 log.restart()
-                table.log_start = position = log.position
+                position = log.position
+                table.begin_at(position)
             committer.write_out()  # nobody writes to the old extents any more
             edit = Edit(
                 levels=lambda levels, _: levels,
