@@ -22,7 +22,7 @@ from mmlsm.errors import ClosedError, ConflictError, ReadOnlyError
 from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
 from mmlsm.read.snapshot import SeqPin, Snapshot
 from mmlsm.settings import DURABILITIES, Allocation, Durability, Settings, Verify
-from mmlsm.stats import PinStats, SegmentStats, SpaceStats, Stats
+from mmlsm.stats import PinStats, SegmentStats, SpaceStats, StallStats, Stats
 from mmlsm.write.batch import Batch, give_all_back
 from mmlsm.write.transaction import Transaction
 
@@ -329,6 +329,8 @@ def gather(engine: Engine, state: ReadState | None, seq: int) -> Stats:
         pinned, superblock = [version.install], engine.root.superblock
     now = time.time()
     writing = store is not None
+    stalls = engine.pressure.stalls if writing else {}
+    stalled = tuple(StallStats(cause, counted.count, counted.seconds) for cause, counted in stalls.items())
     made_at = dict(store.made_at) if store is not None else {version.install: version.made_at}
     return Stats(
         seq=seq,
@@ -358,8 +360,9 @@ def gather(engine: Engine, state: ReadState | None, seq: int) -> Stats:
         merges=engine.merger.merges if writing else 0,
         merge_bytes_written=engine.merger.bytes_written if writing else 0,
         install_bytes_written=store.bytes_installed if store is not None else 0,
-        stalls=engine.pressure.stalls if writing else 0,
-        stall_s=engine.pressure.stall_s if writing else 0.0,
+        stalls=sum(stall.stalls for stall in stalled),
+        stall_s=sum(stall.seconds for stall in stalled),
+        stalled=stalled,
         flush_error=str(engine.writer.error) if writing and engine.writer.error else None,
         merge_error=str(engine.merger.error) if writing and engine.merger.error else None,
     )

@@ -49,6 +49,15 @@ class SpaceStats:
 
 
 @dataclass(frozen=True, slots=True)
+class StallStats:
+    """Commits that waited: "flush" and "merge" at the limits, "slowed" before them (write/pressure.py has the rule)."""
+
+    cause: str
+    stalls: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Figures of one moment; see `docs/` for what they mean."""
 
@@ -80,5 +89,7 @@ class Stats:
     install_bytes_written: int
     stalls: int
     stall_s: float
+    stalled: tuple[StallStats, ...]
+    """What `stalls` and `stall_s` are the sums of."""
     flush_error: str | None
     merge_error: str | None
