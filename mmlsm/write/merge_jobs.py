@@ -46,13 +46,17 @@ class Totals:
 
 @dataclass(slots=True)
 class MergeJobs:
-    """The jobs of one database. `merged` has totals by where merges went: "tier 1", "bottom", "rework"."""
+    """The jobs of one database. `merged` has totals by where merges went: "tier 1", "bottom", "rework".
+
+    `installed` is the last install that was made here.
+    """
 
     store: Store
     channel: Channel
     interrupt: Interrupt
     merged: dict[str, Totals] = field(default_factory=dict)
     entries: int = 0
+    installed: int = 0
     slices: list[Slice] = field(default_factory=list)
     draining: frozenset[int] = frozenset()
 
@@ -178,7 +182,7 @@ class MergeJobs:
             place=place,
         )
         try:
-            store.install(self.channel, edit)
+            self.installed = store.install(self.channel, edit)
         except BaseException:
             if store.file.failure is None:
                 for extent in result.written:

@@ -41,6 +41,9 @@ TIDY_FULLNESS = 0.9
 IDLE_FREE_SHARE = 4
 """An idle database whose file is free for more than 1/this of what is live gives the end of it back."""
 
+IDLE_FREE_PAGES = 256
+"""But not for less than this."""
+
 RELOCATE_PAGES_MIN = 2048
 """Pages that one pass of giving space back may write, where an eighth of what is live is less."""
 
@@ -48,7 +51,7 @@ RELOCATE_PAGES_MIN = 2048
 class Merger(threading.Thread):
     """`wake()` after an install; `request_compaction()` and `stop()` from any thread."""
 
-    def __init__(self, store: Store, restart_log: Callable[[], None]) -> None:
+    def __init__(self, store: Store, restart_log: Callable[[int], None]) -> None:
         super().__init__(name="mmlsm-merge", daemon=True)
         # constant after construction
         self.store = store
@@ -64,6 +67,7 @@ class Merger(threading.Thread):
         self.installed_at = time.monotonic()
         self.expecting = False
         self.relocated_at = 0
+        self.relocating = False
         self.request: Compaction | None = None
         self.channel: Channel | None = None
         self.jobs: MergeJobs | None = None
@@ -230,12 +234,10 @@ class Merger(threading.Thread):
             self.settle()
             if gain * 20 < most:
                 break
-        self.restart_log()
-        self.settle()
+        self.move_log()
         while self.relocate(jobs):
             pass
-        self.restart_log()
-        self.settle()
+        self.move_log()
         self.move_manifest()
 
     def relocate(self, jobs: MergeJobs) -> bool:
@@ -255,19 +257,25 @@ class Merger(threading.Thread):
         """`relocate` where much of the file is free, once nothing else is to be done."""
         store = self.store
         space = store.allocator.counts()
-        wasteful = store.settings.auto_merge and space.free > space.live // IDLE_FREE_SHARE
+        wasteful = store.settings.auto_merge and space.free > max(space.live // IDLE_FREE_SHARE, IDLE_FREE_PAGES)
         if not wasteful or len(store.state.version.segments) != 1 or self.relocated_at == store.manifest.install:
+            self.relocating = False
             return False
-        if not self.is_idle(store.state.version):
+        if not self.relocating and not self.is_idle(store.state.version):
             self.expecting = True
             return False
-        self.restart_log()
+        if not self.relocating:
+            self.move_log()
+        self.relocating = self.relocate(jobs)
+        if not self.relocating:
+            self.relocated_at = store.manifest.install
+        return True
+
+    def move_log(self) -> None:
+        """Have the log go on further in front, where it stands behind all that there is to hold."""
+        space = self.store.allocator.counts()
+        self.restart_log(space.live + space.reserved)
         self.settle()
-        shorter = self.relocate(jobs)
-        self.relocated_at = store.manifest.install
-        if shorter:
-            self.relocated_at = 0
-        return shorter
 
     def most_at_once(self) -> int:
         """Pages that one pass of `tidy` may write."""
@@ -282,8 +290,8 @@ class Merger(threading.Thread):
         """Install the present version once more: the manifest may be all that stands at the end of the file."""
         space = self.store.allocator.counts()
         if space.free >= max(8, space.total // 16) and not self.store.file.pins_elsewhere():
-            assert self.channel is not None
-            self.store.install(self.channel, Edit(lambda levels, _: levels))
+            assert self.channel is not None and self.jobs is not None
+            self.jobs.installed = self.store.install(self.channel, Edit(lambda levels, _: levels))
             self.settle()
 
     def drain(self, *, block: bool) -> None:
@@ -298,7 +306,8 @@ class Merger(threading.Thread):
                 message = store.released.get(timeout=timeout) if block else store.released.get_nowait()
                 block = False
                 if message is None:
-                    self.installed_at = time.monotonic()
+                    if self.jobs is None or store.manifest.install != self.jobs.installed:
+                        self.installed_at = time.monotonic()
                     continue
                 if callable(message):
                     message()

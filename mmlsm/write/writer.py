@@ -40,7 +40,7 @@ class Writer(threading.Thread):
         self.group_pending = False
         self.stopping = False
         self.abandoned = False
-        self.restarting: threading.Event | None = None
+        self.restarting: tuple[threading.Event, int] | None = None
         # this thread's own, read by stats() and by who waits for a flush
         self.error: Error | None = None
         self.fault: Exception | None = None
@@ -76,12 +76,13 @@ class Writer(threading.Thread):
         self.stopping = True
         self.wakeups.put(True)
 
-    def restart_log(self) -> None:
-        """Have the log go on at the earliest free pages, where no commit is in it; back when that is done or not to be.
+    def restart_log(self, behind: int) -> None:
+        """Flush, and have the log go on at the earliest free pages, if it stands behind page `behind`.
 
-        The merge thread asks, when the log may be all that keeps the file long.
+        Back when that is done or not to be. The merge thread asks, when the log may be all that keeps the file long.
         """
-        self.restarting = done = threading.Event()
+        done = threading.Event()
+        self.restarting = done, behind
         self.wakeups.put(True)
         while self.is_alive() and not self.stopping and not done.wait(0.05):
             pass
@@ -148,16 +149,23 @@ class Writer(threading.Thread):
 
     def move_log(self) -> None:
         """Do what `restart_log` asks for."""
-        done, self.restarting = self.restarting, None
-        if done is None:
+        request, self.restarting = self.restarting, None
+        if request is None:
             return
+        done, behind = request
         try:
             committer, store = self.committer, self.store
-            if committer is None or self.channel is None or len(store.state.tables) != 1:
+            if committer is None or all(extent.end <= behind for extent in committer.log.extents):
                 return
             with committer.order_lock:
+                if committer.memtable.entry_count and committer.on_full is not None:
+                    committer.on_full()
+            self.flush_sealed()
+            if self.channel is None:
+                self.channel = store.file.channel()
+            with committer.order_lock:
                 table, log = committer.memtable, committer.log
-                if table.entry_count or table.sealed:
+                if table.entry_count or len(store.state.tables) != 1:
                     return
                 old = list(log.extents)
                 log.restart()
