@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mmlsm.check import Checker, Layout
+from mmlsm.errors import StorageError
 from mmlsm.format.manifest import Manifest, SegmentRecord
 from mmlsm.format.superblock import Superblock
 from mmlsm.limits import HEADER_PAGES
@@ -19,6 +21,24 @@ from segment_rig import Pairs, SegmentRig
 
 def nothing(done: int, total: int) -> None:
     """A merge's pause that does nothing."""
+
+
+class Refusing:
+    """A channel whose n-th write, from 0 on, is refused, as on a full disk; None refuses none. `writes` counts them."""
+
+    def __init__(self, channel: Any, refused: int | None = None) -> None:
+        self.channel = channel
+        self.refused = refused
+        self.writes = 0
+
+    def pwrite(self, offset: int, data: Any) -> None:
+        self.writes += 1
+        if self.writes - 1 == self.refused:
+            raise StorageError(errno.ENOSPC, "the disk is full")
+        self.channel.pwrite(offset, data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.channel, name)
 
 
 class MergeRig(SegmentRig):
@@ -59,12 +79,18 @@ class MergeRig(SegmentRig):
         return result
 
     def rework(
-        self, segment: Segment, *, cut: int = 0, fullness_min: float = 0.0, most: int = 1 << 30
+        self,
+        segment: Segment,
+        *,
+        cut: int = 0,
+        fullness_min: float = 0.0,
+        most: int = 1 << 30,
+        pause: Callable[[int, int], None] = nothing,
     ) -> MergeResult | None:
         """As `merge`, of one segment's nodes that stand late or are not full."""
         result = rework(
-            self.shop(), segment, segment_id=self.next_id(), cut=cut, fullness_min=fullness_min, most=most
-        )  # fmt: skip
+            self.shop(pause), segment, segment_id=self.next_id(), cut=cut, fullness_min=fullness_min, most=most
+        )
         if result is not None:
             self.let_go(result)
         return result
