@@ -2,13 +2,14 @@
 
 Any committing thread, before it takes the write lock.
 
-What waits: sealed memtables for their flush, runs of the newest level, with the memtables that will be runs, for a
-merge. The newest memtable counts by how full it is, so that each is a length that grows with every commit. From its
-slow mark to its stop mark a place p goes from 0 to 1:
+What waits: sealed memtables for their flush; runs of the newest level, with the memtables that will be runs, for a
+merge; and while runs drain into the bottom, all that is above it (`merge_policy.backlog`). The newest memtable counts
+by how full it is, so that lengths grow with each commit. From slow mark to stop mark a place p goes from 0 to 1:
 
               slow mark     stop mark
     flush     2             4              sealed memtables
     merge     2 * fan_out   4 * fan_out    runs and memtables
+    merge     2/3           1              backlog
 
 A commit of n bytes of log makes those that come after it n / rate * p / (1 - p) seconds later (`delay_s`), where `rate`
 is how many bytes of log a second the flushes, or the merges, have got out of the way of late: at p = 1/2 bytes come in
@@ -16,12 +17,12 @@ as fast as they go, so an endless load, once its rate is known, stays before the
 the whole database, from which on the next commit may go: time that passes anyway pays for it, and of many threads each
 waits for all.
 
-I1. From the stop mark on commits wait: for a flush, or for a merge of the newest level. Otherwise a commit sleeps at
-    most PAUSE_MOST_S, and not at all while less than PAUSE_LEAST_S is owed.
-I2. Nobody starves: who waits at a stop mark goes on after the next flush, or merge, whoever was faster then. So the
-    limit is passed by no more than a commit for each thread.
+I1. From the stop mark on commits wait: for a flush, or for a merge. Otherwise a commit sleeps at most PAUSE_MOST_S, and
+    not at all while less than PAUSE_LEAST_S is owed.
+I2. Nobody starves: who waits at a stop mark goes on after the next flush, or the next merge of the newest level, or
+    once as much as a memtable has drained, whoever was faster then. So a thread passes the limit by a commit at most.
 I3. Nobody waits for a thread that cannot go on: a writer thread's error is raised instead, and a merge thread with an
-    error is not waited for.
+    error is not waited for. The backlog counts only while runs drain, for then the policy goes on with them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from mmlsm.errors import Error
+from mmlsm.limits import PAGE_BYTES
+from mmlsm.write.merge_policy import backlog, shape_of
 
 if TYPE_CHECKING:
     from mmlsm.read.life import Life
@@ -47,6 +50,8 @@ SEALED_STOP: Final = 4
 """With this many they wait for a flush."""
 RUNS_SLOW_FAN_OUTS: Final = 2
 RUNS_STOP_FAN_OUTS: Final = 4
+BACKLOG_SLOW: Final = 2 / 3
+BACKLOG_STOP: Final = 1.0
 PLACE_MOST: Final = 0.98
 RATE_FIRST: Final = 32e6
 """Bytes a second that flushes and merges are taken to do before it was measured."""
@@ -57,7 +62,7 @@ OWED_MOST_S: Final = 1.0
 NEVER: Final = 1 << 60
 
 
-def place(length: float, slow: int, stop: int) -> float:
+def place(length: float, slow: float, stop: float) -> float:
     """How far `length` is from the slow mark (0, or before it) to the stop mark (1, which is never said)."""
     return min(max((length - slow) / (stop - slow), 0.0), PLACE_MOST)
 
@@ -120,17 +125,40 @@ class BackPressure:
         self.stalls = {"flush": Stalls(), "merge": Stalls(), "slowed": Stalls()}
         self.flushing = Drain()
         self.merging = Drain()
+        self.draining = Drain()
         self.table_bytes = float(settings.memtable_bytes)
         self.log_end = 0
         self.free_at = 0.0
+        self.looked_at = -1
+        self.backlog = 0.0
+        self.waiting_bytes = self.added_bytes = self.drained_bytes = 0
+        self.look()
+        self.added_bytes = 0
+        store.on_install.insert(0, self.look)  # before anybody is woken
+
+    def look(self) -> None:
+        """Something was installed: see what waits above the bottom. `added_bytes` and `drained_bytes` only grow."""
+        manifest, settings = self.store.manifest, self.store.settings
+        if not settings.auto_merge:
+            return
+        shape = shape_of(manifest.levels)
+        waiting = sum(record.pages for record in shape.upper()) * PAGE_BYTES
+        behind = backlog(manifest.levels, settings) if shape.draining else 0.0
+        with self.lock:
+            if manifest.install > self.looked_at:
+                self.looked_at = manifest.install
+                self.added_bytes += max(0, waiting - self.waiting_bytes)
+                self.drained_bytes += max(0, self.waiting_bytes - waiting)
+                self.waiting_bytes, self.backlog = waiting, behind
 
     def slow_down(self) -> None:
-        """Wait as long as the rule says. Costs two comparisons while nothing is to be slowed."""
+        """Wait as long as the rule says. Costs a few comparisons while nothing is to be slowed."""
         if self.writer.fault is not None:
             raise Error(f"the writer thread has failed: {self.writer.fault!r}; close the database and open it anew")
         state = self.store.state
         sealed, levels = len(state.tables) - 1, state.version.levels
-        if sealed < SEALED_SLOW and (not levels or len(levels[0]) + sealed < self.runs_slow):
+        runs = len(levels[0]) if levels else 0
+        if sealed < SEALED_SLOW and runs + sealed < self.runs_slow and self.backlog < BACKLOG_SLOW:
             self.pressed = False
             return
         owed_s = self.owe(state)
@@ -140,8 +168,8 @@ class BackPressure:
             self.stop("flush", lambda: not self.at_flush_stop() or self.writer.flushes > gone)
             stopped = True
         if self.at_merge_stop():
-            left = self.runs_gone(self.store.state)
-            self.stop("merge", lambda: not self.at_merge_stop() or self.runs_gone(self.store.state) > left)
+            gone, enough = self.runs_gone(self.store.state), self.drained_bytes + self.table_bytes
+            self.stop("merge", lambda: not self.at_merge_stop() or self.merged(gone, enough))
             stopped = True
         if not stopped and owed_s >= PAUSE_LEAST_S:
             begun = self.clock()
@@ -155,13 +183,17 @@ class BackPressure:
     def at_merge_stop(self) -> bool:
         """Whether commits are to wait for a merge, and there is somebody to do it."""
         state = self.store.state
-        if runs_of(state) + len(state.tables) - 1 < self.runs_stop:
+        if runs_of(state) + len(state.tables) - 1 < self.runs_stop and self.backlog < BACKLOG_STOP:
             return False
         return self.merger.error is None and self.merger.fault is None
 
     def runs_gone(self, state: ReadState) -> int:
         """How many runs of the newest level merges have taken, but for a constant."""
         return self.writer.flushes - runs_of(state)
+
+    def merged(self, gone: int, enough: float) -> bool:
+        """Whether more runs than `gone` have gone, or bytes enough have drained."""
+        return self.runs_gone(self.store.state) > gone or self.drained_bytes >= enough
 
     def stop(self, cause: str, ready: Callable[[], bool]) -> None:
         """Wait at a stop mark (I1, I3)."""
@@ -195,17 +227,22 @@ class BackPressure:
                 self.log_end = end
                 self.flushing.begin(flushes, now)
                 self.merging.begin(flushes - runs, now)
+                self.draining.begin(self.drained_bytes, now)
             written, self.log_end = max(0, end - self.log_end), end
             if sealed and state.tables[1].log_bytes:
                 self.table_bytes = float(state.tables[1].log_bytes)
             self.flushing.note(flushes, self.table_bytes, now)
             self.merging.note(flushes - runs, self.table_bytes, now)
+            self.draining.note(self.drained_bytes, 1.0, now)
             waiting = sealed + min(1.0, state.tables[0].log_bytes / self.table_bytes)
             flush_rate = self.flushing.rate_at(now, self.table_bytes)
             merge_rate = self.merging.rate_at(now, self.table_bytes * max(1, runs))
+            drain_rate = self.draining.rate_at(now, self.waiting_bytes)
+            paged = written * (self.added_bytes / end if self.added_bytes and end else 1.0)  # as it will be in segments
             delay = max(
                 delay_s(written, flush_rate, place(waiting, SEALED_SLOW, SEALED_STOP)),
                 delay_s(written, merge_rate, place(runs + waiting, self.runs_slow, self.runs_stop)),
+                delay_s(paged, drain_rate, place(self.backlog, BACKLOG_SLOW, BACKLOG_STOP)),
             )
             self.free_at = min(max(self.free_at, now) + delay, now + OWED_MOST_S)
             return self.free_at - now

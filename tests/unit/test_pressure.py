@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mmlsm
+from mmlsm.limits import PAGE_BYTES
 from mmlsm.settings import Settings
 from mmlsm.write.pressure import (
     OWED_MOST_S,
@@ -41,6 +42,9 @@ class Load:
         self.now, self.flush_left, self.merge_left = 0.0, flush_s, merge_s
         self.written = self.filled = self.flushes = 0
         self.sealed = self.runs = 0
+        self.install = self.tier = self.draining = self.bottom = 0
+        self.drain_rate = 0.0
+        self.on_install: list[Any] = []
         self.sleeps: list[float] = []
         self.longest = [0, 0]
         self.error: Exception | None = None
@@ -58,6 +62,17 @@ class Load:
         tables = [SimpleNamespace(log_bytes=self.filled), *[SimpleNamespace(log_bytes=TABLE)] * self.sealed]
         levels = ((((),) * self.runs),) if self.runs else ()
         return SimpleNamespace(tables=tables, version=SimpleNamespace(levels=levels))
+
+    @property
+    def manifest(self) -> Any:
+        levels = tuple(((SimpleNamespace(pages=n),),) if n else () for n in (self.tier, self.draining, self.bottom))
+        return SimpleNamespace(install=self.install, levels=levels)
+
+    def installed(self, **pages: int) -> None:
+        vars(self).update(pages)
+        self.install += 1
+        for tell in self.on_install:
+            tell()
 
     def check_open(self) -> None:
         if self.ended:
@@ -90,6 +105,10 @@ class Load:
                 self.runs -= self.settings.fan_out
                 self.merge_left += self.merge_s
 
+        if self.draining and self.drain_rate:
+            drained = min(self.draining, round(seconds * self.drain_rate))
+            self.installed(draining=self.draining - drained)
+
     def commit(self, size: int, takes_s: float = 0.0) -> None:
         self.pressure.slow_down()
         if takes_s:
@@ -99,6 +118,8 @@ class Load:
         self.filled += size
         if self.filled >= TABLE:
             self.filled, self.sealed = 0, self.sealed + 1
+            if self.bottom:
+                self.installed(tier=self.tier + TABLE // PAGE_BYTES)
         self.longest = [max(self.longest[0], self.sealed), max(self.longest[1], self.runs + self.sealed)]
 
 
@@ -203,6 +224,45 @@ def test_one_large_commit_holds_up_each_after_it_only_a_little() -> None:
     load.commit(1)
     assert load.sleeps == [PAUSE_MOST_S]
     assert load.pressure.free_at - load.now <= OWED_MOST_S
+
+
+def test_what_waits_for_the_bottom_is_slowed_before_it_stops_while_it_drains() -> None:
+    """A slice of 16 pages leaves each 10 ms: 6.5 MB/s. What may wait is 3/4 of the bottom."""
+    load = Load(flush_s=1e-6, merge_s=1e-6)
+    load.installed(bottom=4000, draining=1800)
+    assert load.pressure.backlog == pytest.approx(0.6)
+    load.drain_rate = 1600.0
+    longest = 0.0
+    for _ in range(40 * TABLE // 10_000):
+        load.commit(10_000, 1e-5)
+        longest = max(longest, load.pressure.backlog)
+        if load.tier > 400:
+            load.installed(tier=0, draining=load.draining + load.tier)
+        load.runs = 0
+    assert 2 / 3 < longest < 1
+    assert load.pressure.draining.rate == pytest.approx(1600 * PAGE_BYTES, rel=0.3)
+    assert counts(load)["slowed"] > 0
+    assert counts(load)["flush"] + counts(load)["merge"] == 0
+
+
+def test_at_the_stop_mark_of_the_bottom_commits_wait_until_a_memtables_worth_has_drained() -> None:
+    load = Load(flush_s=1)
+    load.installed(bottom=4000, draining=9000)
+    load.drain_rate = 100.0
+    load.commit(10)
+    assert load.pressure.stalls["merge"].count == 1
+    assert load.now == pytest.approx(TABLE / PAGE_BYTES / 100, abs=0.05), "though more is in the way than may be"
+    load.installed(draining=0, tier=9000)
+    load.commit(10)
+    assert load.pressure.stalls["merge"].count == 1, "nothing drains, so nobody would wake it"
+
+
+def test_a_backlog_from_the_life_before_is_no_rate_of_this_one() -> None:
+    load = Load(flush_s=1)
+    load.installed(bottom=4000, draining=2500)
+    reopened = BackPressure(load, load, load, load.pressure.life)  # type: ignore[arg-type]
+    assert reopened.backlog > 0.8
+    assert reopened.added_bytes == 0
 
 
 def test_without_merges_only_flushes_count() -> None:
