@@ -112,12 +112,13 @@ class MergeJobs:
         shape = shape_of(levels_of(version))
         segments = [segment for segment in version.segments if segment.record.id in chosen.ids]
         bottom = bottom_of(version)
+        tier = len(shape.tiers) if shape.draining else tier_of(version, chosen.ids)
         if self.draining != frozenset(chosen.ids) or not self.slices:
-            self.slices = cut_slices(segments, bottom, slice_target(shape.bottom, self.store.settings))
+            target = slice_target(shape.bottom, self.store.settings)
+            self.slices = cut_slices(segments, bottom, target, lambda: self.interrupt(tier, 0, 0))
         index = next_slice(self.slices, self.store.place)
         piece = self.slices[index]
         bounds = (piece.start, piece.stop) if len(self.slices) > 1 else (None, None)
-        tier = len(shape.tiers) if shape.draining else tier_of(version, chosen.ids)
         result = merge_segments(
             self.shop(tier),
             segments,
@@ -223,7 +224,9 @@ def overlap_bytes(bottom: Segment | None, record: SegmentRecord) -> int:
     return int(min(1.0, max(0.0, share)) * bottom.record.pages) * PAGE_BYTES
 
 
-def cut_slices(segments: list[Segment], bottom: Segment | None, target: int) -> list[Slice]:
+def cut_slices(
+    segments: list[Segment], bottom: Segment | None, target: int, pause: Callable[[], object]
+) -> list[Slice]:
     """Consecutive slices of the key space that read about `target` bytes each, source and overlap together.
 
     Cut between leaves of the source that has the most entries (R14). Cost: its parents, and its leaves where
@@ -242,7 +245,7 @@ def cut_slices(segments: list[Segment], bottom: Segment | None, target: int) -> 
     found: list[Slice] = []
     start: bytes | None = None
     entries = tombstones = 0
-    walk = Walk(largest)
+    walk = Walk(largest, pause)
     while walk.child is not None:
         if walk.height:
             walk.open(unlink=False)

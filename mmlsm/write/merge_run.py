@@ -82,32 +82,44 @@ class Run:
         self.dropped: list[tuple[int, int]] = []
         self.moved_pages = 0
         self.older: list[Segment] = []
+        self.total = 0
 
     def drive(self, total: int) -> None:
-        """Serve the core until it is done."""
+        """Serve the core until it is done; `total` entries at most are in it."""
+        self.total = total
+        for source in self.inputs:
+            source.walk.on_open = self.pause
+        try:
+            self.core.begin([source.walk.low() for source in self.inputs])
+            while (answer := self.core.step()) != merge.ANSWER_DONE:
+                self.answer(answer)
+            self.dropped += self.core.take_dropped()
+        finally:
+            for source in self.inputs:
+                source.walk.on_open = None  # no cycle keeps the buffers until the next garbage collection
+
+    def answer(self, answer: int) -> None:
+        """Do what the core needs."""
         core = self.core
-        core.begin([source.walk.low() for source in self.inputs])
-        while (answer := core.step()) != merge.ANSWER_DONE:
-            if answer == merge.ANSWER_FULL:
-                self.writer.drain()
-                self.shop.pause(core.entries_in, total)
-            elif answer == merge.ANSWER_DROPPED:
-                self.dropped += core.take_dropped()
-            elif answer == merge.ANSWER_TOMBSTONE:
-                key = core.key()
-                core.decide(any(segment.holds(key) for segment in self.older))
-            elif answer == merge.ANSWER_MOVE:
-                self.move()
-            elif answer >= merge.ANSWER_TOUCH:
-                source = answer - merge.ANSWER_TOUCH
-                segment = self.inputs[source].walk.segment
-                # Through the core's window: a segment that was opened before the file grew may have another.
-                pages = Pages(self.shop.file, self.window, self.shop.settings.verify, segment.segment_id)
-                pages.prove_key(core.key_reference_of(source))
-            else:
-                source = answer - merge.ANSWER_FEED
-                self.inputs[source].serve(core, source, self.writer)
-        self.dropped += core.take_dropped()
+        if answer == merge.ANSWER_FULL:
+            self.writer.drain()
+            self.pause()
+        elif answer == merge.ANSWER_DROPPED:
+            self.dropped += core.take_dropped()
+        elif answer == merge.ANSWER_TOMBSTONE:
+            key = core.key()
+            core.decide(any(segment.holds(key) for segment in self.older))
+        elif answer == merge.ANSWER_MOVE:
+            self.move()
+        elif answer >= merge.ANSWER_TOUCH:
+            source = answer - merge.ANSWER_TOUCH
+            segment = self.inputs[source].walk.segment
+            # Through the core's window: a segment that was opened before the file grew may have another.
+            pages = Pages(self.shop.file, self.window, self.shop.settings.verify, segment.segment_id)
+            pages.prove_key(core.key_reference_of(source))
+        else:
+            source = answer - merge.ANSWER_FEED
+            self.inputs[source].serve(core, source, self.writer)
 
     def move(self) -> None:
         """Copy the extents of an entry that stand beyond the cut to earlier pages."""
@@ -115,7 +127,7 @@ class Run:
         for packed in self.core.wanted_references():
             if packed:
                 old = Reference.unpack(packed)
-                new = move_extent(self.shop.file, self.shop.channel, self.shop.allocator, old, self.pause_moving)
+                new = move_extent(self.shop.file, self.shop.channel, self.shop.allocator, old, self.pause)
                 self.writer.adopt(new)
                 self.dropped.append((old.page, old.pages))
                 self.moved_pages += old.pages
@@ -123,9 +135,9 @@ class Run:
             moved.append(packed)
         self.core.moved(*moved)
 
-    def pause_moving(self) -> None:
-        """While a large extent is copied."""
-        self.shop.pause(self.core.entries_in, self.core.entries_in)
+    def pause(self) -> None:
+        """Between two pieces of work."""
+        self.shop.pause(self.core.entries_in, self.total)
 
 
 def merge_segments(

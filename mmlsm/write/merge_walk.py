@@ -8,6 +8,7 @@ I2. `unlinked` has each node that was opened, taken or dropped, once, by its bir
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -53,11 +54,12 @@ class Walk:
     """A place before a node of `segment`: `child`, of that `height`; None at the end.
 
     `first` and `last`: the node is on the tree's left or right edge. `upper` is the separator behind it, None at the
-    right edge.
+    right edge. `on_open` is called for each parent that is opened, so that no walk is long without a word.
     """
 
-    def __init__(self, segment: Segment) -> None:
+    def __init__(self, segment: Segment, on_open: Callable[[], object] | None = None) -> None:
         self.segment = segment
+        self.on_open = on_open
         record = segment.record
         self.unlinked = Unlinked()
         self.path: list[tuple[list[Child], int, Separator | None, bool, bool]] = []
@@ -135,6 +137,8 @@ class Walk:
 
     def open(self, *, unlink: bool = True) -> None:
         """Go down to the first child of the node, a parent."""
+        if self.on_open is not None:
+            self.on_open()
         parent = self.prove()
         if unlink:
             self.unlink(parent)
