@@ -81,7 +81,7 @@ class Stalls:
 
 
 class Drain:
-    """How fast something goes, in bytes of log a second: from each departure to the next while commits are slowed."""
+    """How fast something goes, in bytes a second: from each departure to the next while it is busy."""
 
     def __init__(self) -> None:
         self.rate = RATE_FIRST
@@ -92,9 +92,12 @@ class Drain:
         """Measure from here on; `gone` have left so far."""
         self.gone, self.since = gone, now
 
-    def note(self, gone: int, bytes_each: float, now: float) -> None:
-        """So many have left by now. The mean is of seconds a byte: one departure at once, as by chance, halves them."""
-        if gone > self.gone:
+    def note(self, gone: int, bytes_each: float, now: float, least: float = 1) -> None:
+        """So many have left by now; fewer than `least` more are no departure yet.
+
+        The mean is of seconds a byte: one departure at once, as by chance, halves them.
+        """
+        if gone - self.gone >= least:
             pace = (now - self.since) / ((gone - self.gone) * bytes_each)
             self.rate = max(RATE_LEAST, 2 / (1 / self.rate + pace))
             self.begin(gone, now)
@@ -113,7 +116,7 @@ class BackPressure:
         self.writer = writer
         self.merger = merger
         self.life = life
-        settings = store.settings
+        self.settings = settings = store.settings
         self.runs_slow = RUNS_SLOW_FAN_OUTS * settings.fan_out if settings.auto_merge else NEVER
         self.runs_stop = RUNS_STOP_FAN_OUTS * settings.fan_out if settings.auto_merge else NEVER + 1
         self.clock = time.monotonic
@@ -131,6 +134,7 @@ class BackPressure:
         self.free_at = 0.0
         self.looked_at = -1
         self.backlog = 0.0
+        self.drains = False
         self.waiting_bytes = self.added_bytes = self.drained_bytes = 0
         self.look()
         self.added_bytes = 0
@@ -138,7 +142,7 @@ class BackPressure:
 
     def look(self) -> None:
         """Something was installed: see what waits above the bottom. `added_bytes` and `drained_bytes` only grow."""
-        manifest, settings = self.store.manifest, self.store.settings
+        manifest, settings = self.store.manifest, self.settings
         if not settings.auto_merge:
             return
         shape = shape_of(manifest.levels)
@@ -150,6 +154,11 @@ class BackPressure:
                 self.added_bytes += max(0, waiting - self.waiting_bytes)
                 self.drained_bytes += max(0, self.waiting_bytes - waiting)
                 self.waiting_bytes, self.backlog = waiting, behind
+                if self.drains:
+                    self.draining.note(self.drained_bytes, 1.0, self.clock(), self.settings.memtable_bytes)
+                else:
+                    self.draining.begin(self.drained_bytes, self.clock())
+                self.drains = bool(shape.draining)
 
     def slow_down(self) -> None:
         """Wait as long as the rule says. Costs a few comparisons while nothing is to be slowed."""
@@ -227,13 +236,11 @@ class BackPressure:
                 self.log_end = end
                 self.flushing.begin(flushes, now)
                 self.merging.begin(flushes - runs, now)
-                self.draining.begin(self.drained_bytes, now)
             written, self.log_end = max(0, end - self.log_end), end
             if sealed and state.tables[1].log_bytes:
                 self.table_bytes = float(state.tables[1].log_bytes)
             self.flushing.note(flushes, self.table_bytes, now)
             self.merging.note(flushes - runs, self.table_bytes, now)
-            self.draining.note(self.drained_bytes, 1.0, now)
             waiting = sealed + min(1.0, state.tables[0].log_bytes / self.table_bytes)
             flush_rate = self.flushing.rate_at(now, self.table_bytes)
             merge_rate = self.merging.rate_at(now, self.table_bytes * max(1, runs))

@@ -19,6 +19,7 @@ from mmlsm.write.pressure import (
     PAUSE_LEAST_S,
     PAUSE_MOST_S,
     PLACE_MOST,
+    RATE_FIRST,
     RATE_LEAST,
     SEALED_SLOW,
     SEALED_STOP,
@@ -43,7 +44,7 @@ class Load:
         self.written = self.filled = self.flushes = 0
         self.sealed = self.runs = 0
         self.install = self.tier = self.draining = self.bottom = 0
-        self.drain_rate = 0.0
+        self.drain_rate = self.drained = 0.0
         self.on_install: list[Any] = []
         self.sleeps: list[float] = []
         self.longest = [0, 0]
@@ -106,8 +107,10 @@ class Load:
                 self.merge_left += self.merge_s
 
         if self.draining and self.drain_rate:
-            drained = min(self.draining, round(seconds * self.drain_rate))
-            self.installed(draining=self.draining - drained)
+            self.drained += seconds * self.drain_rate
+            if self.drained >= 16:
+                self.installed(draining=max(0, self.draining - int(self.drained)))
+                self.drained %= 1
 
     def commit(self, size: int, takes_s: float = 0.0) -> None:
         self.pressure.slow_down()
@@ -265,6 +268,17 @@ def test_a_backlog_from_the_life_before_is_no_rate_of_this_one() -> None:
     assert reopened.added_bytes == 0
 
 
+def test_time_in_which_nothing_drains_is_not_measured() -> None:
+    load = Load(flush_s=1)
+    load.installed(bottom=4000, tier=9000)
+    load.now += 1000
+    load.installed(tier=0, draining=4000)
+    assert load.pressure.draining.rate == RATE_FIRST
+    load.now += 1
+    load.installed(draining=4000 - 2 * TABLE // PAGE_BYTES)
+    assert load.pressure.draining.rate == pytest.approx(2 / (1 / RATE_FIRST + 1 / (2 * TABLE)))
+
+
 def test_without_merges_only_flushes_count() -> None:
     load = Load(flush_s=0.0001, merge_s=1e9, auto_merge=False)
     for _ in range(100):
@@ -360,6 +374,8 @@ def test_the_rate_is_what_went_lately() -> None:
     assert drain.rate == pytest.approx(2e7, rel=0.01), "a departure at once halves the time, no more"
     assert drain.rate_at(103, 1e6) == pytest.approx(1e7), "an hour's flush is not as fast as the one before it"
     assert drain.rate_at(102.9 + 3600, 1e9) == pytest.approx(1e9 / 3600)
+    drain.note(44, 1e6, 200, least=5)
+    assert drain.rate == pytest.approx(2e7, rel=0.01), "a few bytes that a merge saved are no departure"
     drain.note(41, 1.0, 1e9)
     assert drain.rate == RATE_LEAST
 
