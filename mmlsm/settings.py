@@ -36,7 +36,8 @@ class Settings:
     bottom_ratio: int = 4
     """The tiers drain into the bottom once that would be rewritten for at least 1/this of its size."""
     slice_bytes: int = 8 << 20
-    """A slice of a merge into the bottom reads about this much, or 1/8 of the bottom, up to 8 times this."""
+    """A slice of a merge into the bottom reads about this much (two memtables, if they are less), or 1/8 of the
+    bottom, up to 8 times this."""
     reuse: bool = True
     """Whether merges take leaves and parents over by reference."""
     reuse_leaves_min: int = 1

@@ -15,8 +15,10 @@ I4. No page is reserved with a verified byte left from its last life (R4), nor w
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from mmlsm import limits
 from mmlsm.errors import CorruptionError, StorageError
@@ -235,16 +237,16 @@ class Allocator:
             first = max(page, limits.HEADER_PAGES)
             return self._live.used_within(first, self._total - first)
 
-    def relocation_cut(self, most: int) -> int | None:
+    def relocation_cut(self, most: int, least: int = 1) -> int | None:
         """From which page on to move what is live to free pages before it, so that the file can be cut there.
 
-        The least page from which on there are no more live pages than `most`, nor than are free before it. None when
-        the move would gain less than 1/16 of the file as `truncate` alone would leave it: reserved pages stay where
-        they are. Some 50 µs a GiB of file.
+        The least page from which on there are no more live pages than `most`, nor than are free before it in pieces of
+        `least`. None when the move would gain less than 1/16 of the file as `truncate` alone would leave it: reserved
+        pages stay where they are. Some 50 µs a GiB of file, and a microsecond for each free extent.
         """
         with self._lock:
-            live, reserved = self._live.copy(), ExtentSet(self._reserved)
-        return relocation_cut(live, reserved, most)
+            live, reserved, gaps = self._live.copy(), ExtentSet(self._reserved), list(self._free)
+        return relocation_cut(live, reserved, gaps, most, least)
 
     def live_bits(self, extra_live: Iterable[tuple[int, int]] = (), drop: Iterable[tuple[int, int]] = ()) -> Bitmap:
         """The bitmap for a manifest: header and live pages, with `extra_live` (reserved) and without `drop` (live).
@@ -328,16 +330,20 @@ def _unused(live: Bitmap, reserved: ExtentSet, first: int, end: int) -> int:
     return end - first - live.used_within(first, end - first) - promised
 
 
-def relocation_cut(live: Bitmap, reserved: ExtentSet, most: int) -> int | None:
-    """See Allocator.relocation_cut. Pure; the header is live, and stays where it is."""
+def relocation_cut(live: Bitmap, reserved: ExtentSet, gaps: Sequence[Extent], most: int, least: int) -> int | None:
+    """See Allocator.relocation_cut. Pure; `gaps` is what is free, in order. The header stays where it is."""
+    room = [0, *accumulate(gap.count // least * least for gap in gaps)]
+    firsts = [gap.first for gap in gaps]
     cut, high, above = limits.HEADER_PAGES, live.pages, 0
-    free = _unused(live, reserved, 0, high)
-    while cut < high:  # `above` and `free` are of `high`; both go one way with it, so halving finds the least
+    while cut < high:  # `above` is of `high`; it falls and the room before it grows, so halving finds the least
         middle = (cut + high) // 2
         more = live.used_within(middle, high - middle)
-        less = _unused(live, reserved, middle, high)
-        if above + more <= min(most, free - less):
-            above, free, high = above + more, free - less, middle
+        before = bisect_left(firsts, middle)
+        fits = room[before]
+        if before and gaps[before - 1].end > middle:
+            fits = room[before - 1] + (middle - gaps[before - 1].first) // least * least
+        if above + more <= min(most, fits):
+            above, high = above + more, middle
         else:
             cut = middle + 1
     last = reserved.last()

@@ -60,6 +60,10 @@ class MergeJobs:
     slices: list[Slice] = field(default_factory=list)
     draining: frozenset[int] = frozenset()
 
+    def end(self) -> None:
+        """There will be no more: let go of who made this, so that no cycle keeps the file open."""
+        self.interrupt = lambda tier, done, total: None
+
     def run(self, version: Version, chosen: TierMerge | Drain) -> None:
         """Do what was planned for `version`."""
         if isinstance(chosen, TierMerge):
@@ -206,6 +210,12 @@ def bottom_of(version: Version) -> Segment | None:
     """The bottom's segment."""
     shape = shape_of(levels_of(version))
     return None if shape.bottom is None else version.segments[-1]
+
+
+def bottom_node_pages(version: Version) -> int:
+    """Pages that a node of the bottom takes at most."""
+    bottom = bottom_of(version)
+    return 1 if bottom is None else int(bottom.record.leaf_pages)
 
 
 def tier_of(version: Version, ids: tuple[int, ...]) -> int:

@@ -164,8 +164,8 @@ def next_slice(slices: Sequence[Slice], place: bytes) -> int:
 
 def slice_target(bottom: SegmentRecord | None, settings: Settings) -> int:
     """Bytes that a slice should read, source and bottom together."""
-    pages = bottom.pages if bottom is not None else 0
-    return min(max(settings.slice_bytes, pages * PAGE_BYTES // 8), 8 * settings.slice_bytes)
+    size = bottom.pages * PAGE_BYTES if bottom is not None else 0
+    return min(max(min(settings.slice_bytes, 2 * settings.memtable_bytes), size // 8), 8 * settings.slice_bytes)
 
 
 def backlog(levels: Sequence[Level], settings: Settings) -> float:

@@ -19,7 +19,7 @@ from mmlsm.errors import Error, ReadOnlyError
 from mmlsm.format.manifest import SegmentRecord
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.write.compaction import Compaction, Stopped, gone
-from mmlsm.write.merge_jobs import MergeJobs, Totals, bottom_of, levels_of, overlap_bytes
+from mmlsm.write.merge_jobs import MergeJobs, Totals, bottom_node_pages, bottom_of, levels_of, overlap_bytes
 from mmlsm.write.merge_policy import Drain, TierMerge, plan, shape_of
 from mmlsm.write.store import Edit, Store
 
@@ -38,10 +38,16 @@ RETRY_S = 1.0
 TIDY_FULLNESS = 0.9
 """A compaction writes leaves anew that are less full than that."""
 
+EVERY_LEAF = 2.0
+"""No leaf is as full as that."""
+
+REPACK_PAGES_MOST = 8192
+"""Up to this size what is too fragmented to be cut is written anew, twice; in a larger file holes weigh little."""
+
 IDLE_FREE_SHARE = 4
 """An idle database whose file is free for more than 1/this of what is live gives the end of it back."""
 
-IDLE_FREE_PAGES = 256
+IDLE_FREE_PAGES = 16
 """But not for less than this."""
 
 RELOCATE_PAGES_MIN = 2048
@@ -144,6 +150,8 @@ class Merger(threading.Thread):
             if not busy and not self.stopping and self.abandoned is None:
                 self.drain(block=True)
         self.fail_compactions(gone())
+        if self.jobs is not None:
+            self.jobs.end()
         if self.channel is not None:
             with contextlib.suppress(Error):
                 self.channel.close()
@@ -237,6 +245,12 @@ class Merger(threading.Thread):
         self.move_log()
         while self.relocate(jobs):
             pass
+        space = self.store.allocator.counts()
+        if space.free * 16 > space.live and space.live <= REPACK_PAGES_MOST:
+            jobs.rework(self.store.state.version, cut=0, fullness_min=EVERY_LEAF, most=space.live)
+            self.settle()
+            while self.relocate(jobs):
+                pass
         self.move_log()
         self.move_manifest()
 
@@ -244,7 +258,7 @@ class Merger(threading.Thread):
         """Move what stands at the end of the file to free pages before it; whether the file became shorter."""
         space = self.store.allocator
         before = space.total
-        cut = space.relocation_cut(self.most_at_once())
+        cut = space.relocation_cut(self.most_at_once(), bottom_node_pages(self.store.state.version))
         if cut is None or self.store.file.pins_elsewhere():
             return False
         moved = jobs.rework(self.store.state.version, cut=cut, fullness_min=0.0, most=before)
@@ -258,7 +272,7 @@ class Merger(threading.Thread):
         store = self.store
         space = store.allocator.counts()
         wasteful = store.settings.auto_merge and space.free > max(space.live // IDLE_FREE_SHARE, IDLE_FREE_PAGES)
-        if not wasteful or len(store.state.version.segments) != 1 or self.relocated_at == store.manifest.install:
+        if not wasteful or len(store.state.version.segments) > 1 or self.relocated_at == store.manifest.install:
             self.relocating = False
             return False
         if not self.relocating and not self.is_idle(store.state.version):
