@@ -20,10 +20,12 @@ from mmlsm.check import Report
 from mmlsm.engine import Engine
 from mmlsm.errors import ClosedError, ConflictError, ReadOnlyError
 from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
-from mmlsm.read.snapshot import SeqPin, Snapshot
+from mmlsm.read.snapshot import Held, Hold, SeqPin, Snapshot
 from mmlsm.settings import DURABILITIES, Allocation, Durability, Settings, Verify
-from mmlsm.stats import PinStats, SegmentStats, SpaceStats, StallStats, Stats
+from mmlsm.stats import MergeStats, SegmentStats, SpaceStats, StallStats, Stats, pin_stats
 from mmlsm.write.batch import Batch, give_all_back
+from mmlsm.write.merge_jobs import levels_of
+from mmlsm.write.merge_policy import runs_bound
 from mmlsm.write.transaction import Transaction
 
 PathLike = str | Path
@@ -37,6 +39,8 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         self._path = Path(path)
         self._opened_at = time.time()
         self._bare: Reader | None = None
+        self._held: dict[int, Held] = {}
+        """Who holds versions, for `stats()`."""
         this = weakref.ref(self)
 
         def on_state(state: ReadState) -> None:
@@ -58,18 +62,23 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
 
     def snapshot(self) -> Snapshot:
         """One still state, at least as new as every commit that has returned; a context manager. O(1)."""
+        return self._snapshot("snapshot")
+
+    def _snapshot(self, kind: str | None) -> Snapshot:
+        """A still state; who holds it is known to `stats()` if they say who they are. Cursors do not, for it costs."""
         self.life.check_open()
         pin = SeqPin(self._engine.pins)
         state = self.state
         if state is None:
             raise ClosedError("the database is closed: open it again")
-        return Snapshot(state, max(pin.seq, state.version.seq), self.life, pin)
+        seq = max(pin.seq, state.version.seq)
+        return Snapshot(state, seq, self.life, (pin, kind and Hold(self._held, kind, state.version.install)))
 
     def still(self) -> Reader:
         """What a cursor or range reads: a snapshot of now, or with empty memtables just the version."""
         state = self.state
         if state is None or any(table.entries for table in state.tables):
-            return self.snapshot()
+            return self._snapshot(None)
         bare = self._bare
         if bare is None or bare.state is None or bare.state.version is not state.version:
             bare = Reader(ReadState((), state.version, state.file, state.verify), state.version.seq, self.life)
@@ -156,11 +165,12 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         self.life.check_open()
         engine = self._engine
         if not write:
-            still = self.snapshot()
+            still = self._snapshot("transaction")
             assert still.state is not None
+            seq = still.seq  # alone: the end is called after the snapshot was let go
             return Transaction(
                 still.state, still.seq, self.life, still, write=False, values=None,
-                end=lambda items, durability: still.seq, abandoned=lambda: None,
+                end=lambda items, durability: seq, abandoned=lambda: None,
             )  # fmt: skip
         values = self._values()
         engine.lock_for_writing(timeout)
@@ -180,9 +190,10 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
                     self._give_back(items, error)
                     raise
 
+            hold = Hold(self._held, "transaction", state.version.install)
             # All that is ordered, published or not, and nothing that comes after the transaction's end.
             return Transaction(
-                state, committer.last_seq, self.life, pin, write=True,
+                state, committer.last_seq, self.life, (pin, hold), write=True,
                 values=values.since(state.version.install), end=end, abandoned=engine.drop_lock,
             )  # fmt: skip
         except BaseException:
@@ -260,7 +271,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
     def stats(self) -> Stats:
         """Figures of this moment."""
         self.life.check_open()
-        return gather(self._engine, self.state, self.seq)
+        return gather(self._engine, self.state, self.seq, list(self._held.values()))
 
     def close(self) -> None:
         """Flush, join both threads, leave the file clean; raises what they could not do. Twice is no error.
@@ -293,45 +304,32 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         raise TypeError("a Database cannot be pickled: pass its path, and open it in the worker process")
 
 
-def gather(engine: Engine, state: ReadState | None, seq: int) -> Stats:
+def gather(engine: Engine, state: ReadState | None, seq: int, held: list[Held]) -> Stats:
     """The figures of `Database.stats()`."""
     if state is None:
         raise ClosedError("the database is closed: open it again")
     version, store, committer = state.version, engine.store, engine.committer
     segments = [
-        SegmentStats(
-            id=s.record.id, level=level, run=i, entries=s.record.entries, tombstones=s.record.tombstones,
-            height=s.record.height, pages=s.record.pages, data_bytes=s.record.data_bytes,
-            leaf_bytes=s.record.leaf_pages * 4096, filter_bytes=s.record.filter.length if s.record.filter else 0,
-            seq_low=s.record.seq_low, seq_high=s.record.seq_high,
-            first_key=s.record.first_key, last_key=s.record.last_key,
-        )
+        SegmentStats.of(segment.record, level, i)
         for level, runs in enumerate(version.levels)
         for i, run in enumerate(runs)
-        for s in run
-    ]  # fmt: skip
+        for segment in run
+    ]
+    now = time.time()
     if store is not None:
-        counts = engine.allocator.counts()
-        retired = engine.reclaimer.pending_pages()
-        space = SpaceStats(
-            total=counts.total, live=counts.live - retired, retired=retired, reserved=counts.reserved,
-            free=counts.free, free_extents=counts.free_extents, free_largest=counts.free_largest,
-            truncated=counts.truncated,
-        )  # fmt: skip
-        pinned = engine.reclaimer.pinned()
+        pinned, pending = engine.reclaimer.pinned(), engine.reclaimer.pending()
+        space = SpaceStats.of(engine.allocator.counts(), sum(retirement.pages for retirement in pending))
+        pins = pin_stats(pinned, pending, dict(store.made_at), version.install, held, now)
         superblock = store.superblock
     else:
-        pages = engine.file.pages
-        space = SpaceStats(
-            total=pages, live=sum(s.pages for s in segments), retired=0, reserved=0, free=0, free_extents=0,
-            free_largest=0, truncated=0,
-        )  # fmt: skip
-        pinned, superblock = [version.install], engine.root.superblock
-    now = time.time()
+        used = sum(s.pages for s in segments)
+        space = SpaceStats(total=engine.file.pages, live=used, retired=0, reserved=0, free=0)
+        pins = pin_stats([version.install], (), {version.install: version.made_at}, version.install, held, now)
+        superblock = engine.root.superblock
     writing = store is not None
     stalls = engine.pressure.stalls if writing else {}
     stalled = tuple(StallStats(cause, counted.count, counted.seconds) for cause, counted in stalls.items())
-    made_at = dict(store.made_at) if store is not None else {version.install: version.made_at}
+    merged = engine.merger.merged if writing else {}
     return Stats(
         seq=seq,
         install=version.install,
@@ -346,11 +344,11 @@ def gather(engine: Engine, state: ReadState | None, seq: int) -> Stats:
         memtable_entries=sum(len(t.entries) for t in state.tables),
         log_bytes=sum(e.count for e in committer.log.extents) * 4096 if committer is not None else 0,
         levels=tuple(tuple(sum(s.record.entries for s in run) for run in runs) for runs in version.levels),
+        runs=sum(len(runs) for runs in version.levels),
+        runs_bound=runs_bound(levels_of(version), engine.settings),
         segments=tuple(segments),
         space=space,
-        pins=tuple(
-            PinStats(number, now - made_at.get(number, now), number == version.install) for number in pinned
-        ),
+        pins=pins,
         snapshots=len(engine.pins.view()[1]),
         commits=committer.last_seq - engine.last_seq if committer is not None else 0,
         log_bytes_written=committer.bytes_written if committer is not None else 0,
@@ -359,6 +357,10 @@ def gather(engine: Engine, state: ReadState | None, seq: int) -> Stats:
         flush_bytes_written=engine.writer.bytes_written if writing else 0,
         merges=engine.merger.merges if writing else 0,
         merge_bytes_written=engine.merger.bytes_written if writing else 0,
+        merged=tuple(
+            MergeStats(into, done.merges, done.bytes_read, done.bytes_written, done.pages_reused)
+            for into, done in merged.items()
+        ),
         install_bytes_written=store.bytes_installed if store is not None else 0,
         stalls=sum(stall.stalls for stall in stalled),
         stall_s=sum(stall.seconds for stall in stalled),

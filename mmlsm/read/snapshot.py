@@ -1,13 +1,15 @@
 """Snapshot: one still committed state, for as long as it is held.
 
 Any thread may read it. What keeps the state - the version for segments, the registered seq for memtables - is held by
-references, so dropping the snapshot is as good as closing it.
+references, so dropping the snapshot is as good as closing it. So does `Hold`, which only tells `stats()` who it is.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from mmlsm.read.life import Life
 from mmlsm.read.reader import Reader, ReadState
@@ -33,6 +35,29 @@ class SeqPin:
     def __del__(self) -> None:
         if hasattr(self, "seq"):
             self._pins.release(self.seq)
+
+
+class Held(NamedTuple):
+    """Somebody who holds version `install`: a "snapshot" or "transaction"; since when, and which thread made it."""
+
+    kind: str
+    install: int
+    since: float
+    thread: str
+
+
+class Hold:
+    """Stands in `register` for as long as it is referred to; letting go takes no lock (R12)."""
+
+    __slots__ = ("_register",)
+
+    def __init__(self, register: dict[int, Held], kind: str, install: int) -> None:
+        self._register = register
+        register[id(self)] = Held(kind, install, time.time(), threading.current_thread().name)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_register"):
+            self._register.pop(id(self), None)
 
 
 class Snapshot(Reader):

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from sortedcontainers import SortedDict
 
@@ -47,6 +48,18 @@ def reclaimable(
         seen = at < len(pinned) and pinned[at] < retirement.died
         (keep if seen or retirement.died > durable else free).append(retirement)
     return free, keep
+
+
+def held_pages(retirements: Iterable[Retirement], pinned: Sequence[int]) -> list[int]:
+    """How many retired pages each of the pinned versions, ascending, still sees, alone or with others.
+
+    Pure; O(retirements * log pins + pins).
+    """
+    steps = [0] * (len(pinned) + 1)
+    for retirement in retirements:
+        steps[bisect_left(pinned, retirement.born)] += retirement.pages
+        steps[bisect_left(pinned, retirement.died)] -= retirement.pages
+    return list(accumulate(steps[:-1]))
 
 
 def _is_held(retirement: Retirement, held: Bitmap) -> bool:
