@@ -38,6 +38,9 @@ RETRY_S = 1.0
 TIDY_FULLNESS = 0.9
 """A compaction writes leaves anew that are less full than that."""
 
+RELOCATIONS_MOST = 32
+"""Passes of a compaction that move what stands at the end of the file; eight would move all that is live."""
+
 EVERY_LEAF = 2.0
 """No leaf is as full as that."""
 
@@ -243,16 +246,20 @@ class Merger(threading.Thread):
             if gain * 20 < most:
                 break
         self.move_log()
-        while self.relocate(jobs):
-            pass
+        self.relocate_all(jobs)
         space = self.store.allocator.counts()
         if space.free * 16 > space.live and space.live <= REPACK_PAGES_MOST:
             jobs.rework(self.store.state.version, cut=0, fullness_min=EVERY_LEAF, most=space.live)
             self.settle()
-            while self.relocate(jobs):
-                pass
+            self.relocate_all(jobs)
         self.move_log()
         self.move_manifest()
+
+    def relocate_all(self, jobs: MergeJobs) -> None:
+        """`relocate` while that makes the file shorter; not for ever beside writers who make it longer."""
+        for _ in range(RELOCATIONS_MOST):
+            if not self.relocate(jobs):
+                break
 
     def relocate(self, jobs: MergeJobs) -> bool:
         """Move what stands at the end of the file to free pages before it; whether the file became shorter."""
