@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 import sys
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmlsm.handle import File
 from mmlsm.settings import Allocation
+from mmlsm.space.bitmap import Bitmap
 from mmlsm.space.extents import Extent
 from space_rig import HEADER, Disk, holes, make
 
@@ -168,3 +172,66 @@ def test_what_it_did_is_counted() -> None:
     assert (counts.truncations, counts.truncated) == (1, 30)
     allocator.truncate()
     assert allocator.counts().truncations == 1
+
+
+def test_the_free_map_outlives_the_process_and_opening_walks_no_segment(
+    open_db: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening reads the superblock, the manifest and the bitmap: as much of a large file as of a small one."""
+    reads: list[tuple[int, int]] = []
+    pread = File.pread
+
+    def counted(file: File, offset: int, length: int) -> bytes:
+        reads.append((offset, length))
+        return pread(file, offset, length)
+
+    took = []
+    for count in (300, 9000):
+        db = open_db(auto_merge=False, durability="off", memtable_bytes=1 << 16)
+        for i in range(count):
+            db[b"%05d" % i] = b"x" * 300
+        with db.snapshot():
+            for i in range(0, count, 3):
+                db[b"%05d" % i] = b"y" * 300
+            db.compact()
+        allocator = db._engine.allocator
+        db.close()
+        with monkeypatch.context() as patch:
+            patch.setattr(File, "pread", counted)
+            reads.clear()
+            db = open_db(auto_merge=False)
+            free = db._engine.allocator.free_extents()
+            took.append((len(reads), sum(length for _, length in reads)))
+        used = db._engine.allocator.live_bits()
+        assert used == allocator.live_bits(), "as the life before left it"
+        assert free == [Extent(first, count) for first, count in gaps(used)]
+        assert free
+        db.close()
+        path.unlink()
+    (few, small), (many, large) = took
+    assert many <= few + 1
+    assert large < small + 4 * 4096
+
+
+def gaps(used: Bitmap) -> list[tuple[int, int]]:
+    """What a bitmap leaves free, page by page."""
+    found: list[tuple[int, int]] = []
+    for page in range(used.pages):
+        if not used.any_set(page, 1):
+            if found and sum(found[-1]) == page:
+                found[-1] = (found[-1][0], found[-1][1] + 1)
+            else:
+                found.append((page, 1))
+    return found
+
+
+def test_a_hint_of_the_size_is_one_reservation_and_what_is_too_much_of_it_comes_back() -> None:
+    allocator, disk = holes((10, 4), (20, 9), (40, 30))
+    assert allocator.reserve_up_to(25, 8) == (20, 9), "the first that has the least, as far as the hint goes"
+    allocator.give_back(Extent(22, 7))
+    allocator.commit(Extent(20, 2))
+    assert allocator.reserve_up_to(25, 8) == (40, 25)
+    allocator.give_back(Extent(40, 25))
+    assert allocator.free_extents() == [(10, 4), (22, 7), (40, 30)]
+    assert allocator.reserved_extents() == []
+    assert disk.pages == 100
