@@ -18,7 +18,7 @@ from mmlsm.space.extents import Extent
 from mmlsm.write.merge_policy import shape_of
 from mmlsm.write.merge_run import node_bytes
 from mmlsm.write.segment_writer import SegmentWriter, pack_value
-from mmlsm.write.store import Edit, Store
+from mmlsm.write.store import Edit, Store, sync_early
 
 if TYPE_CHECKING:
     from mmlsm.file import Channel
@@ -119,6 +119,7 @@ def flush(
         without_tables=(table,),
     )
     try:
+        sync_early(channel, flushed.bytes_written)
         store.install(channel, edit)
     except BaseException:
         if store.file.failure is None:

@@ -20,7 +20,7 @@ from mmlsm.limits import PAGE_BYTES
 from mmlsm.write.merge_policy import Drain, Shape, Slice, TierMerge, next_slice, shape_of, slice_target
 from mmlsm.write.merge_run import MergeResult, Workshop, merge_segments, rework
 from mmlsm.write.merge_walk import Walk
-from mmlsm.write.store import Edit, Store
+from mmlsm.write.store import Edit, Store, sync_early
 
 if TYPE_CHECKING:
     from mmlsm.file import Channel
@@ -187,6 +187,7 @@ class MergeJobs:
             place=place,
         )
         try:
+            sync_early(self.channel, result.bytes_written)
             self.installed = store.install(self.channel, edit)
         except BaseException:
             if store.file.failure is None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 RESERVE_PAGES = 512
 WRITE_BYTES = 1 << 20
 
+SYNC_BYTES = 32 << 20
+"""So much is written before it is synced: who syncs the file beside a long merge waits for no more than this."""
+
 
 class NodeWriter:
     """`reserved` are the segment's extents so far, overflow extents and filter too; `bytes_written` all their bytes."""
@@ -30,7 +33,7 @@ class NodeWriter:
         self.run = Extent(0, 0)
         self.run_used = 0
         self.pending = bytearray()
-        self.bytes_written = 0
+        self.bytes_written = self.synced = 0
 
     def keep(self, extent: Extent) -> None:
         """An extent that somebody else has reserved and written."""
@@ -59,6 +62,9 @@ class NodeWriter:
             self.channel.pwrite(offset, self.pending)
             self.bytes_written += len(self.pending)
             self.pending = bytearray()
+            if self.bytes_written - self.synced >= SYNC_BYTES:
+                self.channel.sync()
+                self.synced = self.bytes_written
 
     def return_rest(self) -> None:
         """Close the current reservation: keep what was used, give the rest back."""

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from mmlsm.space.reclaim import Reclaimer
 
 
+SYNC_EARLY_BYTES = 1 << 20
+
+
 @dataclass(slots=True)
 class Edit:
     """What an install changes. `levels` gives the new levels from the present ones.
@@ -289,6 +292,15 @@ class Store:
         ceiling = max(self.superblock.seq_ceiling, last + limits.SEQ_CEILING_STEP)
         changes["seq_ceiling"] = last if edit.clean else ceiling
         self.write_superblock(channel, **changes)
+
+
+def sync_early(channel: Channel, written: int) -> None:
+    """Sync what a flush or merge wrote before its install, if it is much: not under the lock that others wait for.
+
+    The install syncs again, but then little is left to sync.
+    """
+    if written > SYNC_EARLY_BYTES:
+        channel.sync()
 
 
 def rotation_of(levels: tuple[Level, ...], place: bytes) -> tuple[bytes, ...]:
