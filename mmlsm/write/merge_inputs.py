@@ -42,6 +42,7 @@ class Merged:
     """All of a segment, which is gone after the merge. With `reuse`, nodes are taken over.
 
     `ahead` knows the keys of the other sources; without it leaves are given at once where few were taken over of late.
+    `sharing`: the next leaf comes only because a neighbour of it is poor; the bytes that the two should share.
     """
 
     def __init__(self, segment: Segment, settings: Settings, *, reuse: bool, ahead: Lookahead | None = None) -> None:
@@ -50,7 +51,7 @@ class Merged:
         self.reuse = reuse
         self.ahead = ahead
         self.misses = 0
-        self.sharing = False
+        self.sharing = 0
         self.approved = 0
         self.cut = 0
         self.fullness_min = 0.0
@@ -75,7 +76,7 @@ class Merged:
             else:
                 count = 1 if self.sharing else self.batch()
                 if self.sharing:
-                    writer.share(walk.used())
+                    writer.share(self.sharing)
                 leaves = walk.take(count)
                 self.misses += count
                 core.give(s, leaves, 0, -1, walk.low())
@@ -85,7 +86,7 @@ class Merged:
     def batch(self) -> int:
         """Leaves to give at once."""
         if self.most:
-            return 1
+            return self.batch_behind_cut()
         if self.ahead is None:
             return BATCH_MOST if not self.reuse or self.misses > MISSES_MOST else 1
         walk, ahead = self.walk, self.ahead
@@ -102,6 +103,16 @@ class Merged:
             count += 1
         return max(1, count + (untouched == self.settings.reuse_leaves_min) - untouched)
 
+    def batch_behind_cut(self) -> int:
+        """The leaf, and those behind it that stand at or above the cut as well."""
+        walk, count = self.walk, 1
+        for leaf in walk.children[walk.index + 1 : walk.index + BATCH_MOST]:
+            if not leaf.page + leaf.pages > self.cut > 0 or not self.most:
+                break
+            self.spend(leaf.pages)
+            count += 1
+        return count
+
     def take_over(self, writer: SegmentWriter) -> None:
         """Enter the node into the result as it is."""
         walk = self.walk
@@ -112,7 +123,7 @@ class Merged:
     def may_take_over(self, core: MergeCore, s: int, low: bytes, writer: SegmentWriter) -> bool:
         """Whether the node can be taken over (I1, I2)."""
         walk = self.walk
-        self.sharing = False
+        self.sharing = 0
         if not self.reuse or (walk.last and walk.height) or (walk.first and not writer.is_empty()):
             return False
         upper = walk.upper
@@ -125,7 +136,8 @@ class Merged:
         if not alone or core.has_written(low):
             return False
         if not writer.may_take_over(walk.height):
-            self.sharing = walk.height == 0 and writer.is_poor()
+            if walk.height == 0 and writer.is_poor():
+                self.sharing = walk.used()
             return False
         if self.is_wanted() or self.is_poor_neighbour(writer):
             return False
@@ -157,7 +169,7 @@ class Merged:
         if child.page + child.pages > self.cut > 0 and walk.height == 0:
             return self.spend(child.pages)
         if walk.height == 1:
-            return child.page >= self.cut > 0 or self.has_wanted_below()
+            return child.page + child.pages > self.cut > 0 or self.has_wanted_below()
         if self.fullness_min and walk.is_poor(child, self.fullness_min, self.settings.node_entries_max):
             return self.spend(child.pages)
         beyond = 0
@@ -192,7 +204,11 @@ class Merged:
         if writer.ends_fresh() and walk.is_poor(child, fullness_min, children_max):
             return True
         if walk.at_last and walk.index == len(walk.children) - 2:
-            return walk.is_poor(walk.children[-1], fullness_min, children_max)
+            last = walk.children[-1]
+            poor = walk.is_poor(last, fullness_min, children_max)
+            if poor and walk.height == 0:
+                self.sharing = walk.used() + walk.segment.used_of(last.page)
+            return poor
         return False
 
 
@@ -229,7 +245,6 @@ class Kept:
             if after is None:
                 break
         core.move_on(s, None)
-
 
     def inside(self, low: bytes) -> int:
         """How many leaves from here on are wholly between the bounds."""

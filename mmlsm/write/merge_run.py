@@ -313,7 +313,7 @@ def rework(
     run = Run(shop, writer, [source], merge.DROP, cut)
     try:
         run.drive(record.entries)
-        if not run.core.entries_in:
+        if not run.core.entries_in and not (cut and source.walk.unlinked.reaches(cut)):
             writer.abandon()
             return None
         made = writer.finish(segment_id, seq_low=record.seq_low, seq_high=record.seq_high)

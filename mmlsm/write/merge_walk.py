@@ -42,6 +42,10 @@ class Unlinked:
         else:
             known.append([first, pages])
 
+    def reaches(self, page: int) -> bool:
+        """Whether some page of them is at or above `page`."""
+        return any(first + count > page for extents in self.by_birth.values() for first, count in extents)
+
     def grouped(self) -> list[tuple[list[Extent], int]]:
         """(extents, born) for each birth."""
         return [

@@ -7,7 +7,6 @@ I2. All leaves end at one depth. A parent that is finished because a subtree com
     ask; one that is poor at the end shares with the subtree before it. So no parent has only one child.
 """
 
-
 from __future__ import annotations
 
 from collections.abc import Callable
