@@ -5,9 +5,11 @@ the pages of its reads, and each case in a process of its own.
 from __future__ import annotations
 
 import argparse
+import collections
 import itertools
 import multiprocessing
 import random
+import statistics
 import sys
 import threading
 import time
@@ -17,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 from rich import box
@@ -29,15 +31,19 @@ from mmlsm import COMPILED, Database
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.read.reader import Reader, ReadState
 from mmlsm.read.segment import Segment
+from mmlsm.settings import Settings
 from mmlsm.stats import Stats
+from mmlsm.write.merger import IDLE_BYTES_PER_S, IDLE_S
 
 WIDTH = 240
 """Of tables, where there is no terminal."""
 SAMPLE_S = 0.02
 QUIET_S = 2.0
-"""Nothing changes for this long, and one run: the database is idle."""
+"""Nothing changes for this long, and as long as the merge thread waits before it gives space back: it is idle."""
 PATIENCE_S = 120.0
 """Nothing changes for this long, but there is more than one run: it will not become idle."""
+ROUNDS = 7
+"""In which two files take turns."""
 
 Pair = tuple[bytes, bytes]
 Case = TypeVar("Case")
@@ -88,7 +94,8 @@ def settle(database: Database) -> tuple[float, bool]:
         if present != before:
             before, changed = present, now
         settled = stats.runs <= 1 and stats.memtables == 1
-        if now - changed >= (QUIET_S if settled else PATIENCE_S):
+        quiet_s = QUIET_S + IDLE_S + stats.file_bytes / IDLE_BYTES_PER_S
+        if now - changed >= (quiet_s if settled else PATIENCE_S + quiet_s):
             return changed, settled
         time.sleep(SAMPLE_S)
 
@@ -221,6 +228,44 @@ def read_cost(database: Database, keys: Sequence[bytes]) -> ReadCost:
         else:
             file.nodes, file.pages, filters = before
     return ReadCost(file.nodes / max(1, found), (file.pages + filters) / max(1, found))
+
+
+class Beside(NamedTuple):
+    """How many times longer than in a fresh file with the same data: the median of some rounds."""
+
+    get: float
+    scan: float
+
+
+def beside_fresh(database: Database, keys: Sequence[bytes], folder: Path) -> Beside:
+    """Time gets and scans of the database and of a file made of it by one sequential load and `compact()`, in turns.
+
+    In this thread's processor time, for other things run beside.
+    """
+    with Database(folder / "fresh.db", Settings(durability="off")) as fresh:
+        fill(fresh, database.items(), 1000, lambda entries: None)
+        fresh.compact()
+        gets, scans = [], []
+        for number in range(ROUNDS + 1):
+            first, second = (database, fresh) if number % 2 else (fresh, database)
+            times = {one: (_seconds_of_gets(one, keys), _seconds_of_scan(one)) for one in (first, second)}
+            if number:  # the first round warms
+                gets.append(times[database][0] / times[fresh][0])
+                scans.append(times[database][1] / times[fresh][1])
+    return Beside(statistics.median(gets), statistics.median(scans))
+
+
+def _seconds_of_gets(database: Database, keys: Sequence[bytes]) -> float:
+    began = time.thread_time()
+    for key in keys:
+        database[key]
+    return time.thread_time() - began
+
+
+def _seconds_of_scan(database: Database) -> float:
+    began = time.thread_time()
+    collections.deque(database.items(), 0)
+    return time.thread_time() - began
 
 
 # -- cases

@@ -1,11 +1,13 @@
 """Write, space and read amplification: four loads of two sets of keys, with page reuse on and off, in the earliest
 extent that fits and in the best.
 
-    python benchmarks/space.py [--data LINES] [--keys N] [--only WORD,...] [--json | --markdown]
+    python benchmarks/space.py [--data LINES] [--keys N] [--only WORD,...] [--set NAME=VALUE,...] [--beside]
+                               [--json | --markdown]
 
 All 32 cases of 2,000,000 keys take about half a minute each. A short run: --keys 100000 --memtable-kib 512
 --only pairs,uniform,best. --only takes words of the columns keys, load, reuse and fit: paths pairs sequential clustered
-uniform zipf on off earliest best; several of one column add up.
+uniform zipf on off earliest best; several of one column add up. --set gives a setting (mmlsm/settings.py) each of some
+values; all combinations of several --set are measured.
 
 Keys: `paths` are the first N lines of --data (`key<TAB>value` lines, .xz is unpacked; without it the files of this
 machine), `pairs` are 16 random bytes with values of 100. N writes each, 1,000 to a commit, durability="off", one
@@ -24,6 +26,9 @@ read        at the end of the load, before merges catch up: runs; nodes and page
             descents visit, in each segment whose fences and filter let the key pass until it is found, with all their
             pages; and one page for each filter asked.
 reused      bytes of nodes that merges took over as they stood, for each byte of keys and values that were put.
+beside      with --beside: gets of the same 20,000 keys, and a scan, when idle: how many times longer they take than in
+            a fresh file that the same data were put into in order, and compacted. Processor time of the reading thread,
+            warm, medians of seven rounds in turns.
 seconds     loading, until idle, compact(). For information: other things run beside.
 
 Each case has a process and a file of its own. Afterwards it is proved: verify(), the number of entries, the values of
@@ -33,6 +38,7 @@ the same 20,000 keys. Exit code 1 where a case fails or misses its aim.
 from __future__ import annotations
 
 import argparse
+import ast
 import itertools
 import json
 import random
@@ -40,13 +46,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import keysets
 from observed import (
     Watch,
+    beside_fresh,
     bytes_beyond_log,
     fill,
     in_own_process,
@@ -86,31 +93,38 @@ class Case:
     count: int
     memtable_bytes: int
     seed: int
+    knobs: dict[str, Any]
+    beside: bool
     lines: Path
     folder: Path
 
     @property
     def name(self) -> str:
-        return f"{self.keys}, {self.load}, reuse {'on' if self.reuse else 'off'}, {self.fit} fit"
+        knobs = "".join(f", {name}={value}" for name, value in self.knobs.items())
+        return f"{self.keys}, {self.load}, reuse {'on' if self.reuse else 'off'}, {self.fit} fit{knobs}"
+
+    def settings(self) -> Settings:
+        """What its database is opened with."""
+        plain = Settings(durability="off", memtable_bytes=self.memtable_bytes, reuse=self.reuse, allocation=self.fit)
+        return replace(plain, **self.knobs)
 
 
 def measured(case: Case) -> dict[str, Any]:
     """The figures of one case."""
     keys: keysets.KeySet = keysets.Lines(case.lines) if case.keys == "paths" else keysets.RandomPairs(case.count)
     order = keysets.ORDERS[case.load](len(keys), random.Random(case.seed))
-    settings = Settings(durability="off", memtable_bytes=case.memtable_bytes, reuse=case.reuse, allocation=case.fit)
     with tempfile.TemporaryDirectory(dir=case.folder) as folder:
-        database = mmlsm.Database(Path(folder) / "space.db", settings)
+        database = mmlsm.Database(Path(folder) / "space.db", case.settings())
         try:
-            return loaded(database, keys, order, settings)
+            return loaded(database, keys, order, case, Path(folder))
         finally:
             database.close()
 
 
-def loaded(database: mmlsm.Database, keys: keysets.KeySet, order: Any, settings: Settings) -> dict[str, Any]:
+def loaded(database: mmlsm.Database, keys: keysets.KeySet, order: Any, case: Case, folder: Path) -> dict[str, Any]:
     """Load in that order, settle, compact, prove."""
-    pair = keys.pair
-    with Watch(database, settings.fan_out) as loading:
+    pair, fan_out = keys.pair, case.settings().fan_out
+    with Watch(database, fan_out) as loading:
         filled = fill(database, map(pair, order), BATCH, lambda entries: None)
         at_end = database.stats()
     ended = time.monotonic()
@@ -121,10 +135,11 @@ def loaded(database: mmlsm.Database, keys: keysets.KeySet, order: Any, settings:
     live = sum(len(key) + len(value) for key, value in map(pair, ranks))
     chosen = [pair(ranks[at]) for at in sampled(len(ranks), READS)]
     reads = read_cost(database, [key for key, _ in chosen])
-    with Watch(database, settings.fan_out) as settling:
+    with Watch(database, fan_out) as settling:
         changed, settled = settle(database)
     idle = database.stats()
     report = database.verify()
+    slower = beside_fresh(database, [key for key, _ in chosen], folder) if case.beside else None
     began = time.perf_counter()
     database.compact()
     compact_s = time.perf_counter() - began
@@ -149,6 +164,7 @@ def loaded(database: mmlsm.Database, keys: keysets.KeySet, order: Any, settings:
         "runs_most": loading.most_runs,
         "nodes": reads.nodes,
         "pages": reads.pages,
+        "beside": slower and slower._asdict(),
         "reused": sum(merged.pages_reused for merged in idle.merged) * PAGE_BYTES / put,
         "settled": settled,
         "flushes": idle.flushes,
@@ -175,7 +191,8 @@ def faults_of(row: dict[str, Any]) -> Iterator[str]:
 
 def cells_of(row: dict[str, Any]) -> list[str]:
     """One line of the table."""
-    names = [row["load"], "on" if row["reuse"] else "off", row["fit"]]
+    knobs = ", ".join(f"{name} {value}" for name, value in row["set"].items())
+    names = [row["load"], "on" if row["reuse"] else "off", row["fit"], knobs or "-"]
     if "error" in row:
         return [*names, *[""] * (len(COLUMNS) - len(names) - 1), "FAILED"]
     figures = ("write_loading", "write", "log", "reused", "space_peak", "space", "space_compacted")
@@ -185,13 +202,14 @@ def cells_of(row: dict[str, Any]) -> list[str]:
         str(row["runs"]),
         f"{row['nodes']:.2f}",
         f"{row['pages']:.2f}",
+        "-" if row["beside"] is None else f"{row['beside']['get']:.2f}, {row['beside']['scan']:.2f}",
         f"{row['load_s']:.1f} + {row['idle_s']:.1f} + {row['compact_s']:.1f}",
     ]
 
 
 COLUMNS = (
-    "load", "reuse", "fit", "write: loading", "idle", "log", "reused", "space: peak", "idle", "compacted",
-    "read: runs", "nodes", "pages", "seconds",
+    "load", "reuse", "fit", "set", "write: loading", "idle", "log", "reused", "space: peak", "idle", "compacted",
+    "read: runs", "nodes", "pages", "beside: get, scan", "seconds",
 )  # fmt: skip
 
 
@@ -201,7 +219,10 @@ def printed(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
         of_keys = [row for row in rows if row["keys"] == keys]
         if of_keys:
             entries = max(row.get("entries", 0) for row in of_keys)
-            print_table(f"{entries:,} {keys}", COLUMNS, [cells_of(row) for row in of_keys], arguments.markdown)
+            cells = [cells_of(row) for row in of_keys]
+            used = [at for at in range(len(COLUMNS)) if any(line[at] != "-" for line in cells)]
+            lines = [[line[at] for at in used] for line in cells]
+            print_table(f"{entries:,} {keys}", [COLUMNS[at] for at in used], lines, arguments.markdown)
 
 
 def chosen_cases(arguments: argparse.Namespace, lines: Path) -> list[Case]:
@@ -213,15 +234,27 @@ def chosen_cases(arguments: argparse.Namespace, lines: Path) -> list[Case]:
     folder = arguments.directory or Path(tempfile.gettempdir())
     return [
         Case(keys, load, reuse == "on", "best" if fit == "best" else "earliest", arguments.keys,
-             arguments.memtable_kib << 10, arguments.seed, lines, folder)
+             arguments.memtable_kib << 10, arguments.seed, dict(knobs), arguments.beside, lines, folder)
         for keys, load, reuse, fit in itertools.product(*columns)
+        for knobs in itertools.product(*arguments.set)
     ]  # fmt: skip
+
+
+def values_of(text: str) -> list[tuple[str, Any]]:
+    """For argparse: fan_out=2,4 as [("fan_out", 2), ("fan_out", 4)]."""
+    name, _, values = text.partition("=")
+    if name not in {field.name for field in fields(Settings)}:
+        raise argparse.ArgumentTypeError(f"no setting {name!r}")
+    return [(name, ast.literal_eval(value)) for value in values.split(",")]
 
 
 def main() -> None:
     parser = parser_of(__doc__, 2_000_000)
     parser.add_argument("--only", metavar="WORD,...", default="", help="see above")
     parser.add_argument("--memtable-kib", metavar="N", type=int, default=4096, help="(default: 4096)")
+    parser.add_argument("--set", metavar="NAME=VALUE,...", type=values_of, action="append", default=[],
+                        help="see above; may be repeated")  # fmt: skip
+    parser.add_argument("--beside", action="store_true", help="time reads beside a fresh file")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
@@ -230,7 +263,7 @@ def main() -> None:
         if any(case.keys == "paths" for case in cases):
             keysets.write_lines(arguments.data, arguments.keys, lines)
         for number, case in enumerate(cases, 1):
-            row = {"keys": case.keys, "load": case.load, "reuse": case.reuse, "fit": case.fit}
+            row = {"keys": case.keys, "load": case.load, "reuse": case.reuse, "fit": case.fit, "set": case.knobs}
             row |= in_own_process(measured, case)
             rows.append(row)
             print(f"{number}/{len(cases)} {case.name}: {'; '.join(faults_of(row)) or 'done'}", file=sys.stderr)
