@@ -82,6 +82,7 @@ class Checker:
         self.owned = Bitmap(max(layout.pages, layout.used.pages))
         self.total = sum(record.entries for record in layout.manifest.segments())
         self.last_key: bytes | None = None
+        self.node_pages = 0
 
     def run(self) -> Report:
         """Prove everything."""
@@ -137,6 +138,7 @@ class Checker:
         before = (self.report.entries, self.report.tombstones)
         root = (record.root_page, record.root_pages, record.root_sum)
         self.report.segments += 1
+        self.node_pages = record.leaf_pages
         owned = self.node(pages, root, record.height, record.first_key, None)
         if record.filter is not None:
             owned += self.extent(record.filter, "the filter")
@@ -156,6 +158,8 @@ class Checker:
     def node(self, pages: Pages, node: Node, height: int, low: bytes, high: bytes | None) -> int:
         """Prove a node and all below it, whose keys must be in low <= key < high; its pages and theirs."""
         number, count, _ = node
+        if count > self.node_pages:
+            self.problem(f"page {number}: a node of {count} pages, where its segment's have {self.node_pages} at most")
         self.claim([(number, count)], f"segment {pages.segment_id}")
         try:
             if number + count > self.file.pages:

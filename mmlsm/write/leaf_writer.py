@@ -290,9 +290,10 @@ class LeafWriter:
         self.has_previous = True
 
     def share(self, coming_bytes: int) -> None:
-        """A leaf of that many bytes comes next: where it does not fit into the open one, cut the two in the middle."""
-        if self.open_bytes() + coming_bytes > self.leaf_bytes:
-            self.limit = (self.open_bytes() + coming_bytes) // 2
+        """So many bytes of leaves come next: what does not all fit into the open one, but into two, is halved."""
+        total: cython.Py_ssize_t = self.open_bytes() + coming_bytes
+        if self.leaf_bytes < total <= 2 * self.leaf_bytes:
+            self.limit = total // 2
 
     def open_bytes(self) -> int:
         """Bytes that the open leaf would take; 0 when it is empty."""

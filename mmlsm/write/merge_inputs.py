@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 BATCH_MOST = 64
 """Leaves that are given at once at most."""
 
-MISSES_MOST = 4
-"""After so many leaves in a row that could not be taken over, they are given BATCH_MOST at a time."""
-
 
 class Input(Protocol):
     """One source of a merge."""
@@ -41,7 +38,7 @@ class Input(Protocol):
 class Merged:
     """All of a segment, which is gone after the merge. With `reuse`, nodes are taken over.
 
-    `ahead` knows the keys of the other sources; without it leaves are given at once where few were taken over of late.
+    `ahead` knows the keys of the other sources, and so which leaves can be given at once.
     `sharing`: the next leaf comes only because a neighbour of it is poor; the bytes that the two should share.
     """
 
@@ -50,7 +47,6 @@ class Merged:
         self.settings = settings
         self.reuse = reuse
         self.ahead = ahead
-        self.misses = 0
         self.sharing = 0
         self.approved = 0
         self.cut = 0
@@ -78,7 +74,6 @@ class Merged:
                 if self.sharing:
                     writer.share(self.sharing)
                 leaves = walk.take(count)
-                self.misses += count
                 core.give(s, leaves, 0, -1, walk.low())
                 return
         core.move_on(s, None)
@@ -88,7 +83,7 @@ class Merged:
         if self.most:
             return self.batch_behind_cut()
         if self.ahead is None:
-            return BATCH_MOST if not self.reuse or self.misses > MISSES_MOST else 1
+            return BATCH_MOST
         walk, ahead = self.walk, self.ahead
         count, untouched = 1, 0
         while count < min(BATCH_MOST, len(walk.children) - walk.index):
@@ -117,7 +112,6 @@ class Merged:
         """Enter the node into the result as it is."""
         walk = self.walk
         take_over(walk, writer)
-        self.misses = 0
         self.approved = max(0, self.approved - 1)
 
     def may_take_over(self, core: MergeCore, s: int, low: bytes, writer: SegmentWriter) -> bool:

@@ -5,8 +5,8 @@ it, so one that fails leaves nothing behind.
 
 I1. A job pins its inputs by the version that it was planned for, and names them by segment id when it installs, for
     flushes and smaller merges may have been installed meanwhile.
-I2. While a merge runs, `interrupt(tier)` is called about every MiB: there the thread ends it, or lets merges of newer
-    tiers than that come in between, so that the newest level never starves.
+I2. While a merge runs, `interrupt(tier)` is called about every MiB and at each parent that is opened: there the thread
+    ends it, or lets merges of newer tiers than that come in between, so that the newest level never starves.
 """
 
 from __future__ import annotations
@@ -240,15 +240,18 @@ def cut_slices(
 ) -> list[Slice]:
     """Consecutive slices of the key space that read about `target` bytes each, source and overlap together.
 
-    Cut between leaves of the source that has the most entries (R14). Cost: its parents, and its leaves where
-    tombstones are worth counting.
+    One, of everything, where the sources overlap with no more of the bottom than they are large themselves: then they
+    are merged as a tier is, and taken over where they overlap with nothing. Cut between leaves of the source that has
+    the most entries (R14). Cost: its parents, and its leaves where tombstones are worth counting.
     """
     if not segments:
         return [Slice(None, None, 0, 0)]
     largest = max(segments, key=lambda segment: segment.entries)
-    size = sum(segment.record.pages * PAGE_BYTES + overlap_bytes(bottom, segment.record) for segment in segments)
+    source_bytes = sum(segment.record.pages for segment in segments) * PAGE_BYTES
+    overlap = sum(overlap_bytes(bottom, segment.record) for segment in segments)
     if bottom is not None:
-        size = min(size, sum(segment.record.pages for segment in [*segments, bottom]) * PAGE_BYTES)
+        overlap = min(overlap, bottom.record.pages * PAGE_BYTES)
+    size = source_bytes + overlap if overlap > source_bytes else 0
     aim = largest.entries // max(1, -(-size // target))
     if aim >= largest.entries:
         return [Slice(None, None, largest.entries, largest.record.tombstones)]

@@ -84,11 +84,10 @@ class Shape:
 
 
 def shape_of(levels: Sequence[Level]) -> Shape:
-    """The roles of a manifest's levels; fewer than three are tiers."""
+    """The roles of a manifest's levels: all are tiers if there are fewer than three, or the last has several runs."""
     flat = [tuple(record for run in level for record in run) for level in levels]
-    if len(flat) < 3:
+    if len(flat) < 3 or len(flat[-1]) > 1:
         return Shape(tuple(flat), (), None)
-    assert len(flat[-1]) <= 1, "the bottom is one run"
     return Shape(tuple(flat[:-2]), flat[-2], flat[-1][0] if flat[-1] else None)
 
 

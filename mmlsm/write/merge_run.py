@@ -6,8 +6,8 @@ What it wrote is reserved, not live, until the caller installs the result.
 I1. A merge that fails or is stopped gives back every page that it reserved.
 I2. A node is taken over by reference only where no other source has a key in its range; so what a merge writes follows
     the overlap, not the size of what it merges into.
-I3. What is taken over holds no tombstone where tombstones are dropped, and nothing is taken over into a segment that
-    has a filter, for its keys would be missing there.
+I3. What is taken over holds no tombstone where tombstones are dropped. Nothing is taken over into a segment that gets a
+    new filter, for its keys would be missing there; what is left of a source keeps the source's filter.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ def merge_segments(
         if not whole and segment is not into:
             inputs.append(Kept(segment, *bounds))
         else:
-            ahead = Lookahead(segments, bounds[1]) if segment is into and reuse else None
+            others = [other for other in sources if other is not segment]
+            ahead = Lookahead(others, bounds[1]) if reuse else None
             inputs.append(Merged(segment, settings, reuse=reuse, ahead=ahead))
     writer = SegmentWriter(
         shop.channel,

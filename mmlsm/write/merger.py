@@ -237,7 +237,8 @@ class Merger(threading.Thread):
     def tidy(self, jobs: MergeJobs) -> None:
         """The end of a compaction, when all is one run: fill its leaves, then move what keeps the file long forward.
 
-        Each pass writes at most an eighth of what is live, so that is what the file may grow by meanwhile.
+        Each pass writes at most an eighth of what is live, or 8 MiB, so that is what the file may grow by meanwhile;
+        only a small file that is too fragmented for that is written anew as a whole.
         """
         while True:
             most = self.most_at_once()

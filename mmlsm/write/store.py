@@ -12,6 +12,7 @@ I3. An install that fails before its first superblock write changes nothing and 
 from __future__ import annotations
 
 import errno
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -95,6 +96,7 @@ class Store:
         self.order_lock = ordered_lock("order", ORDER, settings.debug)
         self.released: SimpleQueue[Any] = SimpleQueue()
         """To the merge thread: (install, segments) of a version that is gone, something to call, or None to wake it."""
+        self.segment_ids = itertools.count(manifest.next_segment_id)
         self.on_state: list[Callable[[ReadState], None]] = []
         self.on_install: list[Callable[[], None]] = []
         # guarded by install_lock
@@ -102,7 +104,6 @@ class Store:
         self.manifest = manifest
         self.bits = bits
         self.segments: dict[int, Segment] = {}
-        self.last_segment_id = 0
         self.made_at: dict[int, float] = {}
         """When each version that is still held was made, for `stats()`."""
         self.installs = 0
@@ -146,10 +147,8 @@ class Store:
         return rotation[-1] if rotation else b""
 
     def next_segment_id(self) -> int:
-        """A segment id that was never given."""
-        with self.install_lock:
-            self.last_segment_id = max(self.last_segment_id + 1, self.manifest.next_segment_id)
-            return self.last_segment_id
+        """A segment id that was never given. Takes no lock."""
+        return next(self.segment_ids)
 
     # -- superblock
 
