@@ -338,8 +338,8 @@ class Engine:
             for extent in promised:
                 reserved.set(*extent)
             log = list(self.committer.log.extents) if self.committer is not None else []
-            # A flush that has just been installed retired some, and has not yet told the log.
-            log = [extent for extent in log if reserved.all_set(*extent)]
+            # An install of the writer thread may have let go what is before the superblock's, and not yet told the log.
+            log = log[next((i for i, one in enumerate(log) if one.first == store.superblock.log.page), 0) :]
             for extent in log:
                 reserved.clear(*extent)
             layout = Layout(
