@@ -53,6 +53,7 @@ def knobs(rng: random.Random) -> dict[str, Any]:
         "slice_bytes": rng.choice([4096, 20_000, 1 << 20]),
         "reuse": rng.random() < 0.8,
         "reuse_leaves_min": rng.choice([1, 2, 4]),
+        "leaf_fullness_min": rng.choice([0.0, 0.3, 0.5, 1.0]),
     }
     return {name: value for name, value in drawn.items() if name in KNOWN}
 
@@ -72,7 +73,8 @@ class Crowd:
         self.errors: list[BaseException] = []
         self.steps: Counter[str] = Counter()
         self.checker = Checker(self)
-        self.merges = 0
+        self.merges: Counter[str] = Counter()
+        self.pages_reused = 0
         self.views: list[tuple[memoryview, bytes]] = []
         """Views that are held, with what they must show, past the close too."""
 
@@ -84,7 +86,6 @@ class Crowd:
     def look(self) -> None:
         """Stats of this moment: parts that make up the file, and no error of a thread behind."""
         stats = self.db.stats()
-        self.merges = max(self.merges, stats.merges)
         assert stats.flush_error is None, stats.flush_error
         assert stats.merge_error is None, stats.merge_error
         space = stats.space
@@ -135,6 +136,9 @@ class Crowd:
                 self.db.close()
         except BaseException as error:
             self.errors.append(error)
+        for into, totals in self.db._engine.merger.merged.items():
+            self.merges[into] += totals.merges
+            self.pages_reused += totals.pages_reused
         self.checker.stop()
         if self.errors:
             raise self.errors[0]
@@ -234,7 +238,8 @@ class Totals:
     commits: int = 0
     installs: int = 0
     proofs: int = 0
-    merges: int = 0
+    pages_reused: int = 0
+    merges: Counter[str] = dataclasses.field(default_factory=Counter)
     steps: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def add(self, crowd: Crowd) -> None:
@@ -243,12 +248,15 @@ class Totals:
         self.installs += crowd.checker.installs
         self.proofs += crowd.checker.proofs
         self.merges += crowd.merges
+        self.pages_reused += crowd.pages_reused
         self.steps += crowd.steps
 
     def __str__(self) -> str:
         return (
             f"{self.rounds} rounds, {sum(self.steps.values())} steps, {self.commits} commits, "
-            f"{self.installs} installs, {self.proofs} proofs, {self.merges} merges; {dict(sorted(self.steps.items()))}"
+            f"{self.installs} installs, {self.proofs} proofs, {sum(self.merges.values())} merges "
+            f"({dict(sorted(self.merges.items()))}), {self.pages_reused} pages reused; "
+            f"{dict(sorted(self.steps.items()))}"
         )
 
 

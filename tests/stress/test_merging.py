@@ -1,9 +1,15 @@
-"""Merges under load: many threads delete while others step cursors, and snapshots that pile up over many merges."""
+"""A crowd on one file whose pages, memtables and merges are tiny: every reader sees exactly one committed state.
+
+MMLSM_STRESS_SECONDS=1800 for the long form, or --effort; what it reached is its last line.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
 import random
+import subprocess
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -15,9 +21,47 @@ import pytest
 import format_reader
 import mmlsm
 import proof
+from actors_rig import everybody
 from commit_rig import in_threads
-from crowd_rig import knobs
+from crowd_rig import knobs, run_rounds
 from mmlsm.settings import Settings
+
+CHILD = Path(__file__).resolve().parent.parent / "crowd_child.py"
+
+
+@pytest.mark.timeout(4 * 3600)
+def test_whatever_a_crowd_does_every_reader_sees_one_committed_state(
+    tmp_path: Path, seed: int, effort: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = float(os.environ.get("MMLSM_STRESS_SECONDS", 3 * effort))
+    totals = run_rounds(tmp_path, seed, seconds, everybody)
+    with capsys.disabled():
+        print(f"\nseed {seed}: {totals}")
+    assert len(totals.steps) == 8
+    assert min(totals.steps.values()) >= totals.rounds
+    assert totals.commits > 10 * totals.rounds
+    assert totals.installs > 5 * totals.rounds
+    assert totals.merges.total() >= totals.rounds
+    assert totals.merges["bottom"] > 0
+    assert totals.pages_reused > 0
+    assert totals.proofs >= totals.rounds
+
+
+@pytest.mark.parametrize(("planted", "debug"), [("planted", "debug"), ("planted", "plain"), ("sound", "debug")])
+def test_a_planted_crime_is_found_with_checks_and_without(tmp_path: Path, planted: str, debug: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(CHILD), str(tmp_path), "1", "20" if planted == "planted" else "0.1", debug, planted],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    if planted == "sound":
+        assert (done.returncode, done.stdout[:6]) == (0, "clean:"), done.stdout
+    else:
+        assert done.returncode < 0 or "found: " in done.stdout, done.stdout
+
 
 # -- many threads delete while others step a cursor
 
@@ -102,7 +146,7 @@ def test_cursors_step_on_while_many_threads_delete_and_no_empty_page_is_left(
     rng = random.Random(seed)
     drawn = knobs(rng) | {"node_entries_max": 4, "leaf_bytes": 4096, "memtable_bytes": 8192, "durability": "off"}
     with mmlsm.Database(path, Settings(**drawn)) as db:
-        deletions = Deletions(db, (2500 if mode == "compiled" else 1200) * effort, 40, rng)
+        deletions = Deletions(db, (1500 if mode == "compiled" else 800) * effort, 40, rng)
         db.update(dict.fromkeys(deletions.keys, b"x" * 20))
         db.compact()
         before = db.stats()
@@ -137,7 +181,7 @@ SNAPSHOT_BYTES_MOST = 2048
 
 def test_ten_thousand_snapshots_over_many_merges_cost_little_each(open_db: Callable[..., Any]) -> None:
     rng = random.Random(1)
-    db = open_db(memtable_bytes=12_000, node_entries_max=8, leaf_bytes=4096, debug=False, log_extent_bytes=1 << 13)
+    db = open_db(memtable_bytes=12_000, leaf_bytes=4096, debug=False, log_extent_bytes=1 << 13)
     model = {b"%03d" % i: b"" for i in range(200)}
     db.update(model)
     held: list[tuple[mmlsm.Snapshot, dict[bytes, bytes] | None]] = []
