@@ -67,6 +67,10 @@ class Snapshot(Reader):
         Reader.__init__(self, state, seq, life)
         self._pin = pin
 
+    def still(self) -> Snapshot:
+        """What a cursor or range reads, which outlives this handle: it shares the pin."""
+        return Snapshot(self.opened(), self.seq, self.life, self._pin)
+
     def close(self) -> None:
         """Let the state go; other calls raise ClosedError from then on. Twice is no error."""
         self.state = None
