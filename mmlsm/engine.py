@@ -332,14 +332,14 @@ class Engine:
         with store.install_lock, store.order_lock:
             version = store.state.version
             # Reservations come and go meanwhile, but none becomes live, and the file is not cut.
-            promised = self.allocator.reserved_extents()
-            used = self.allocator.live_bits()
+            promised, used = self.allocator.reserved_extents(), self.allocator.live_bits()
             reserved = Bitmap(used.pages)
             for extent in promised:
                 reserved.set(*extent)
             log = list(self.committer.log.extents) if self.committer is not None else []
-            # An install of the writer thread may have let go what is before the superblock's, and not yet told the log.
+            # The writer thread lets go what is before the superblock's, and then tells the log; a close does not tell.
             log = log[next((i for i, one in enumerate(log) if one.first == store.superblock.log.page), 0) :]
+            log = [one for one in log if one.end <= reserved.pages and reserved.all_set(*one)]
             for extent in log:
                 reserved.clear(*extent)
             layout = Layout(

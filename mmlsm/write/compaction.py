@@ -33,9 +33,9 @@ class Compaction:
                 raise Stopped
 
     def finish(self, error: Error | None) -> None:
-        """Let `wait` return, or raise the error."""
+        """Let `wait` return, or raise the error, without the frames it came through: they hold what they read."""
         with self.lock:
-            self.finished, self.error = True, error
+            self.finished, self.error = True, None if error is None else error.with_traceback(None)
             self.lock.notify_all()
 
     def wait(self) -> None:
@@ -54,8 +54,12 @@ class Compaction:
             with self.lock:
                 self.cancelled = True
             raise
-        if self.error is not None:
-            raise self.error
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # no cycle of it and this frame
 
 
 def gone() -> ClosedError:

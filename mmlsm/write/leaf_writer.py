@@ -300,6 +300,10 @@ class LeafWriter:
         n: cython.Py_ssize_t = self.count
         return 32 + ((self.prefix + 3) & ~3) + 6 * n + 2 + self.heap_bytes if n else 0
 
+    def fullness(self) -> float:
+        """How full the open leaf is, from 0 to 1, in bytes or entries, whichever is more."""
+        return max(self.open_bytes() / self.leaf_bytes, self.count / self.entries_max)
+
     def first(self) -> bytes:
         """The first key added."""
         return bytes(self.lowest.data[: self.lowest_bytes])

@@ -21,7 +21,7 @@ cdef class MergeCore:
     cdef Tournament tournament
     cdef readonly Py_ssize_t sources
     cdef int tombstones
-    cdef int64_t cut
+    cdef readonly int64_t cut
     cdef Int64s feed
     cdef Int64s feed_at
     cdef Int64s feed_count

@@ -73,7 +73,7 @@ class MergeCore:
     """Merges `sources` walks over leaves of `window` into `writer`.
 
     `tombstones` is KEEP, DROP or ASK (an answer ANSWER_TOMBSTONE for each, and `decide`). Entries that refer to
-    overflow extents at or above page `cut` are answered with ANSWER_MOVE, and `moved`; 0 moves none.
+    overflow extents that reach beyond page `cut` are answered with ANSWER_MOVE, and `moved`; 0 moves none.
     """
 
     def __init__(self, window: Window, writer: LeafWriter, sources: int, tombstones: int, cut: int = 0) -> None:
@@ -281,11 +281,20 @@ class MergeCore:
             self.dropped_count += 1
 
     def is_beyond(self, entry):
-        """Whether the entry refers to an extent at or above `cut`."""
+        """Whether the entry refers to an extent that reaches to or beyond page `cut`."""
         m8: u8s = self.window.m8
-        if m8[entry] & 0x10 and load32(m8, key_reference_at(self.window, entry) + 8) >= self.cut:
-            return True
-        return m8[entry] & 15 == 2 and load32(m8, value_at(self.window, entry) + 8) >= self.cut
+        start: int64_t
+        end: int64_t
+        if m8[entry] & 0x10:
+            start = key_reference_at(self.window, entry)
+            end = load32(m8, start + 8)
+            if end + load32(m8, start + 12) > self.cut:
+                return True
+        if m8[entry] & 15 != 2:
+            return False
+        start = value_at(self.window, entry)
+        end = load32(m8, start + 8)
+        return end + load32(m8, start + 12) > self.cut
 
     def emit(self, s):
         """Pass the winner's entry on or leave it out; DONE, or the answer that the owner must deal with."""

@@ -48,7 +48,7 @@ class Merged:
         self.reuse = reuse
         self.ahead = ahead
         self.sharing = 0
-        self.approved = 0
+        self.following = False
         self.cut = 0
         self.fullness_min = 0.0
         self.most = 0
@@ -74,6 +74,7 @@ class Merged:
                 if self.sharing:
                     writer.share(self.sharing)
                 leaves = walk.take(count)
+                self.following = False
                 core.give(s, leaves, 0, -1, walk.low())
                 return
         core.move_on(s, None)
@@ -112,7 +113,7 @@ class Merged:
         """Enter the node into the result as it is."""
         walk = self.walk
         take_over(walk, writer)
-        self.approved = max(0, self.approved - 1)
+        self.following = True
 
     def may_take_over(self, core: MergeCore, s: int, low: bytes, writer: SegmentWriter) -> bool:
         """Whether the node can be taken over (I1, I2)."""
@@ -135,22 +136,18 @@ class Merged:
             return False
         if self.is_wanted() or self.is_poor_neighbour(writer):
             return False
-        if walk.height or self.approved:
-            return True
-        self.approved = self.consecutive(core, s)
-        return self.approved >= self.settings.reuse_leaves_min
+        return walk.height > 0 or self.following or self.begins_run(core, s)
 
-    def consecutive(self, core: MergeCore, s: int) -> int:
-        """How many leaves from here on, up to the minimum that is asked for, no other source has keys in."""
-        walk, count = self.walk, 1
-        while count < self.settings.reuse_leaves_min:
-            upper = walk.separator_of(walk.index + count + 1)
-            if walk.index + count >= len(walk.children) or upper is None or upper[1]:
+    def begins_run(self, core: MergeCore, s: int) -> bool:
+        """Whether no other source has keys in as many leaves from here on as are asked for, or in all to the end."""
+        walk = self.walk
+        for i in range(walk.index + 1, min(walk.index + self.settings.reuse_leaves_min, len(walk.children))):
+            upper = walk.separator_of(i + 1)
+            if upper is None:
                 break
-            if not core.leads(s, upper[0], False):
-                break
-            count += 1
-        return count
+            if upper[1] or not core.leads(s, upper[0], False):
+                return False
+        return True
 
     def is_wanted(self) -> bool:
         """Whether the node is to be written anew, or may hold what is."""
@@ -168,7 +165,7 @@ class Merged:
             return self.spend(child.pages)
         beyond = 0
         if self.cut and child.overflow:
-            beyond = sum(pages for page, pages in walk.references() if page >= self.cut)
+            beyond = sum(pages for page, pages in walk.references() if page + pages > self.cut)
         return bool(beyond) and self.spend(beyond)
 
     def has_wanted_below(self) -> bool:

@@ -1,12 +1,13 @@
 """What the merge thread does with a plan: run the merge, install what came out, count it.
 
-Only the merge thread calls anything here. Nothing is claimed: a merge that is under way is known by the call that runs
-it, so one that fails leaves nothing behind.
+Only the merge thread calls anything here. Nothing is claimed in a place that outlives the claim: what is under way is
+known to the calls that run it, so a merge that fails leaves nothing behind.
 
 I1. A job pins its inputs by the version that it was planned for, and names them by segment id when it installs, for
     flushes and smaller merges may have been installed meanwhile.
-I2. While a merge runs, `interrupt(tier)` is called about every MiB and at each parent that is opened: there the thread
-    ends it, or lets merges of newer tiers than that come in between, so that the newest level never starves.
+I2. While a merge runs, `interrupt` is called about every MiB and at each parent that is opened: there the thread ends
+    it, or lets merges of runs that are newer come in between, so that the newest level never starves. What comes in
+    between ends in a newer tier than what is under way, so that the order of age holds.
 """
 
 from __future__ import annotations
@@ -30,8 +31,19 @@ if TYPE_CHECKING:
 TOMBSTONES_WORTH = 0.02
 """From this share of tombstones on it is worth counting them slice by slice."""
 
-Interrupt = Callable[[int, int, int], None]
-"""(tier, done, total): merges of tiers newer than `tier` may come in; what it raises ends the merge."""
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """What the merges on this thread's stack work on: merges of other runs, of tiers before `below`, may come in."""
+
+    ids: frozenset[int] = frozenset()
+    below: int = 0
+
+
+NOTHING = UnderWay()
+
+Interrupt = Callable[[UnderWay, int, int], None]
+"""(under way, done, total); what it raises ends the merge."""
 
 
 @dataclass(slots=True)
@@ -62,17 +74,17 @@ class MergeJobs:
 
     def end(self) -> None:
         """There will be no more: let go of who made this, so that no cycle keeps the file open."""
-        self.interrupt = lambda tier, done, total: None
+        self.interrupt = lambda under_way, done, total: None
 
-    def run(self, version: Version, chosen: TierMerge | Drain) -> None:
-        """Do what was planned for `version`."""
+    def run(self, version: Version, chosen: TierMerge | Drain, under_way: UnderWay = NOTHING) -> None:
+        """Do what was planned for `version`, in the middle of what is under way."""
         if isinstance(chosen, TierMerge):
-            self.merge_tier(version, chosen)
+            self.merge_tier(version, chosen, UnderWay(under_way.ids | set(chosen.ids), chosen.into - 1))
         else:
-            self.drain(version, chosen)
+            self.drain(version, chosen, UnderWay(frozenset(chosen.ids), len(version.levels)))
 
-    def shop(self, tier: int) -> Workshop:
-        """What a merge works with, in which merges of tiers before `tier` may come between."""
+    def shop(self, under_way: UnderWay) -> Workshop:
+        """What a merge works with, given what is under way with it."""
         store = self.store
         return Workshop(
             store.file,
@@ -81,18 +93,17 @@ class MergeJobs:
             store.reclaimer,
             store.settings,
             store.manifest.install + 1,
-            lambda done, total: self.interrupt(tier, done, total),
+            lambda done, total: self.interrupt(under_way, done, total),
         )
 
     # -- tiers
 
-    def merge_tier(self, version: Version, chosen: TierMerge) -> None:
+    def merge_tier(self, version: Version, chosen: TierMerge, under_way: UnderWay) -> None:
         """Whole runs into one run of the next tier."""
         segments = [segment for segment in version.segments if segment.record.id in chosen.ids]
         after = [segment.record.id for segment in version.segments].index(chosen.ids[-1])
-        tier = tier_of(version, chosen.ids)
         result = merge_segments(
-            self.shop(tier),
+            self.shop(under_way),
             segments,
             segment_id=self.store.next_segment_id(),
             bottom=False,
@@ -111,20 +122,19 @@ class MergeJobs:
 
     # -- the bottom
 
-    def drain(self, version: Version, chosen: Drain) -> None:
+    def drain(self, version: Version, chosen: Drain, under_way: UnderWay) -> None:
         """A slice of runs, or all of small ones, into the bottom."""
         shape = shape_of(levels_of(version))
         segments = [segment for segment in version.segments if segment.record.id in chosen.ids]
         bottom = bottom_of(version)
-        tier = len(shape.tiers) if shape.draining else tier_of(version, chosen.ids)
         if self.draining != frozenset(chosen.ids) or not self.slices:
             target = slice_target(shape.bottom, self.store.settings)
-            self.slices = cut_slices(segments, bottom, target, lambda: self.interrupt(tier, 0, 0))
+            self.slices = cut_slices(segments, bottom, target, lambda: self.interrupt(under_way, 0, 0))
         index = next_slice(self.slices, self.store.place)
         piece = self.slices[index]
         bounds = (piece.start, piece.stop) if len(self.slices) > 1 else (None, None)
         result = merge_segments(
-            self.shop(tier),
+            self.shop(under_way),
             segments,
             segment_id=self.store.next_segment_id(),
             bottom=True,
@@ -152,7 +162,7 @@ class MergeJobs:
         if bottom is None:
             return -1
         result = rework(
-            self.shop(len(version.levels)),
+            self.shop(UnderWay(below=len(version.levels))),
             bottom,
             segment_id=self.store.next_segment_id(),
             cut=cut,
@@ -217,14 +227,6 @@ def bottom_node_pages(version: Version) -> int:
     """Pages that a node of the bottom takes at most."""
     bottom = bottom_of(version)
     return 1 if bottom is None else int(bottom.record.leaf_pages)
-
-
-def tier_of(version: Version, ids: tuple[int, ...]) -> int:
-    """The newest tier that one of these segments is in."""
-    shape = shape_of(levels_of(version))
-    return next(
-        (tier for tier, runs in enumerate(shape.tiers) if any(record.id in ids for record in runs)), len(shape.tiers)
-    )
 
 
 def overlap_bytes(bottom: Segment | None, record: SegmentRecord) -> int:

@@ -72,6 +72,11 @@ class Shape:
         """All but the bottom, newest first."""
         return [record for tier in self.tiers for record in tier] + list(self.draining)
 
+    def without(self, ids: frozenset[int]) -> Shape:
+        """The same without the segments that are being merged."""
+        tiers = tuple(tuple(record for record in runs if record.id not in ids) for runs in self.tiers)
+        return Shape(tiers, tuple(record for record in self.draining if record.id not in ids), self.bottom)
+
     def levels(self) -> tuple[Level, ...]:
         """As a manifest keeps them, without empty tiers at the end; nothing for nothing."""
         tiers = list(self.tiers)
@@ -108,9 +113,9 @@ def plan(
 ) -> TierMerge | Drain | None:
     """The next merge, or None.
 
-    `idle`: nothing has been written for a while, so converge to one run. `below`: a merge of that tier is under way on
-    this thread, and only what is newer and smaller may come in between. `overlap_bytes(record)` tells how much of the
-    bottom lies between a record's fences; all of it where that is not given.
+    `idle`: nothing has been written for a while, so converge to one run. `below`: a merge is under way on this thread,
+    of runs that `shape` is without, and only merges of tiers before that one may come in between.
+    `overlap_bytes(record)` tells how much of the bottom lies between a record's fences; all of it where not given.
     """
     fan_out = settings.fan_out
     for tier, runs in enumerate(shape.tiers if below is None else shape.tiers[:below]):

@@ -122,16 +122,17 @@ class Run:
             self.inputs[source].serve(core, source, self.writer)
 
     def move(self) -> None:
-        """Copy the extents of an entry that stand beyond the cut to earlier pages."""
+        """Copy the extents of an entry that reach beyond the cut to earlier pages, where there is room for them."""
         moved = []
         for packed in self.core.wanted_references():
-            if packed:
-                old = Reference.unpack(packed)
+            old = Reference.unpack(packed) if packed else None
+            if old is not None and old.page + old.pages > self.core.cut:
                 new = move_extent(self.shop.file, self.shop.channel, self.shop.allocator, old, self.pause)
-                self.writer.adopt(new)
-                self.dropped.append((old.page, old.pages))
-                self.moved_pages += old.pages
-                packed = new.pack()
+                if new is not None:
+                    self.writer.adopt(new)
+                    self.dropped.append((old.page, old.pages))
+                    self.moved_pages += old.pages
+                    packed = new.pack()
             moved.append(packed)
         self.core.moved(*moved)
 

@@ -19,7 +19,7 @@ from mmlsm.errors import Error, ReadOnlyError
 from mmlsm.format.manifest import SegmentRecord
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.write.compaction import Compaction, Stopped, gone
-from mmlsm.write.merge_jobs import MergeJobs, Totals, bottom_node_pages, bottom_of, levels_of, overlap_bytes
+from mmlsm.write.merge_jobs import MergeJobs, Totals, UnderWay, bottom_node_pages, bottom_of, levels_of, overlap_bytes
 from mmlsm.write.merge_policy import Drain, TierMerge, plan, shape_of
 from mmlsm.write.store import Edit, Store
 
@@ -137,11 +137,11 @@ class Merger(threading.Thread):
             except Stopped:
                 continue
             except ReadOnlyError as error:
-                self.error = error
+                self.error = error.with_traceback(None)  # its frames pin versions
                 self.fail_compactions(error)
                 busy = False
             except Error as error:
-                self.error = error
+                self.error = error.with_traceback(None)
                 self.fail_compactions(error)
                 self.pause(RETRY_S)
                 continue
@@ -216,8 +216,8 @@ class Merger(threading.Thread):
         pages = sum(segment.record.pages for segment in version.segments)
         return time.monotonic() - self.installed_at >= IDLE_S + pages * PAGE_BYTES / IDLE_BYTES_PER_S
 
-    def interrupt(self, tier: int, done: int, total: int) -> None:
-        """In the middle of a merge: end it when asked to; let merges of tiers newer than `tier` come in between."""
+    def interrupt(self, under_way: UnderWay, done: int, total: int) -> None:
+        """In the middle of a merge: end it when asked to; let small merges of what is newer come in between."""
         if self.stopping or self.abandoned is not None:
             raise Stopped
         self.drain(block=False)
@@ -226,10 +226,11 @@ class Merger(threading.Thread):
         version = self.store.state.version
         if not self.store.settings.auto_merge or not version.levels:
             return
-        chosen = plan(shape_of(levels_of(version)), self.store.settings, below=tier)
+        shape = shape_of(levels_of(version)).without(under_way.ids)
+        chosen = plan(shape, self.store.settings, below=under_way.below)
         if chosen is not None:
             assert self.jobs is not None
-            self.jobs.run(version, chosen)
+            self.jobs.run(version, chosen, under_way)
             self.reclaim()
 
     # -- giving space back
@@ -258,8 +259,10 @@ class Merger(threading.Thread):
 
     def relocate_all(self, jobs: MergeJobs) -> None:
         """`relocate` while that makes the file shorter; not for ever beside writers who make it longer."""
+        failed = 0
         for _ in range(RELOCATIONS_MOST):
-            if not self.relocate(jobs):
+            failed = 0 if self.relocate(jobs) else failed + 1
+            if failed == 2:  # what one pass has made room for may let the next one gain
                 break
 
     def relocate(self, jobs: MergeJobs) -> bool:
@@ -267,13 +270,22 @@ class Merger(threading.Thread):
         space = self.store.allocator
         before = space.total
         cut = space.relocation_cut(self.most_at_once(), bottom_node_pages(self.store.state.version))
-        if cut is None or self.store.file.pins_elsewhere():
+        if cut is None or self.store.file.pins_elsewhere() or not self.is_unpinned():
             return False
         moved = jobs.rework(self.store.state.version, cut=cut, fullness_min=0.0, most=before)
         self.settle()
         if moved == -1 or space.total > cut:
             self.move_manifest()
         return space.total < before
+
+    def is_unpinned(self) -> bool:
+        """Whether nobody reads an older version: what is moved under a reader is there twice. Waits a moment for it."""
+        for _ in range(10):
+            self.settle()
+            if len(self.store.reclaimer.pinned()) <= 1:
+                return True
+            self.pause(0.005)
+        return False
 
     def relocate_when_idle(self, jobs: MergeJobs) -> bool:
         """`relocate` where much of the file is free, once nothing else is to be done."""

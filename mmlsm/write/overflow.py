@@ -51,14 +51,19 @@ def write_extent(channel: Channel | Gate, allocator: Allocator | Gate, payload: 
 
 def move_extent(
     file: File, channel: Channel, allocator: Allocator, old: Reference, pause: Callable[[], object]
-) -> Reference:
+) -> Reference | None:
     """Copy an extent to the earliest pages that have room for it, its sums with it; the old one stays as it is.
+
+    None where there is no room before it.
 
     CorruptionError, nothing left reserved, when the old one is damaged. `pause` is called for each MiB.
     """
     for _ in read_chunks(file, old, 0, old.length):
         pass
     place = allocator.reserve(old.pages)
+    if place.first > old.page:
+        allocator.give_back(place)
+        return None
     try:
         for at in range(0, old.pages, STREAM_PAGES):
             count = min(STREAM_PAGES, old.pages - at)

@@ -131,7 +131,7 @@ class SegmentWriter:
 
     def is_poor(self) -> bool:
         """Whether the open leaf is too empty to be closed."""
-        return 0 < self.leaves.open_bytes() < self.leaf_bytes * self.settings.leaf_fullness_min
+        return 0 < self.leaves.fullness() < self.settings.leaf_fullness_min
 
     def share(self, coming_bytes: int) -> None:
         """A leaf of that many bytes, that could have stayed as it is, comes next, for the open one is too empty."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mmlsm.errors import Error, StorageError
+from mmlsm.limits import PAGE_BYTES
 from mmlsm.space.extents import Extent
 from mmlsm.write.flush import flush
 from mmlsm.write.store import Edit, Store
@@ -77,7 +78,7 @@ class Writer(threading.Thread):
         self.wakeups.put(True)
 
     def restart_log(self, behind: int) -> None:
-        """Flush, and have the log go on at the earliest free pages, if it stands behind page `behind`.
+        """Flush, and have the log go on at the earliest free pages, if it is behind page `behind` or needlessly large.
 
         Back when that is done or not to be. The merge thread asks, when the log may be all that keeps the file long.
         """
@@ -119,7 +120,7 @@ class Writer(threading.Thread):
                 self.move_log()
                 self.error = None
             except Error as error:
-                self.error = error
+                self.error = error.with_traceback(None)  # its frames hold what was flushed
                 if self.store.file.failure is not None:
                     self.group_pending = False
                 self.tell_progress()
@@ -155,7 +156,7 @@ class Writer(threading.Thread):
         done, behind = request
         try:
             committer, store = self.committer, self.store
-            if committer is None or all(extent.end <= behind for extent in committer.log.extents):
+            if committer is None or not self.is_in_the_way(committer.log.extents, behind):
                 return
             with committer.order_lock:
                 if committer.memtable.entry_count and committer.on_full is not None:
@@ -183,6 +184,11 @@ class Writer(threading.Thread):
                 log.release_before(position)
         finally:
             done.set()
+
+    def is_in_the_way(self, extents: tuple[Extent, ...], behind: int) -> bool:
+        """Whether the log stands behind that page, or a large commit has left it a large extent."""
+        large = sum(extent.count for extent in extents) * PAGE_BYTES > self.store.settings.log_extent_bytes
+        return large or any(extent.end > behind for extent in extents)
 
     def flush_sealed(self) -> None:
         """Flush every sealed memtable, oldest first."""

@@ -202,12 +202,12 @@ def test_the_newest_level_does_not_starve_while_runs_drain(open_db: Any, monkeyp
     flushes = most = 0
     plain_run, plain_interrupt = merge_jobs.MergeJobs.run, merger.interrupt
 
-    def run(jobs: Any, version: Any, chosen: TierMerge | Drain) -> None:
+    def run(jobs: Any, version: Any, chosen: TierMerge | Drain, *under_way: Any) -> None:
         inner.extend([chosen] if running else [])
         running.append(chosen)
         jobs.interrupt = interrupt
         try:
-            plain_run(jobs, version, chosen)
+            plain_run(jobs, version, chosen, *under_way)
         finally:
             running.pop()
 

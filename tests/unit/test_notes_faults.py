@@ -165,11 +165,11 @@ def test_lists_on_error_paths(open_db: Callable[..., Any], monkeypatch: pytest.M
     running: list[TierMerge | Drain] = []
     planted = 0
 
-    def run(jobs: Any, version: Any, chosen: TierMerge | Drain) -> None:
+    def run(jobs: Any, version: Any, chosen: TierMerge | Drain, *under_way: Any) -> None:
         jobs.interrupt = interrupt
         running.append(chosen)
         try:
-            plain_run(jobs, version, chosen)
+            plain_run(jobs, version, chosen, *under_way)
         finally:
             running.pop()
 

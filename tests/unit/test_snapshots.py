@@ -121,3 +121,22 @@ def test_a_reader_of_a_file_that_is_open_for_writing(open_db: Any, path: Any) ->
             db.compact()
         assert set(reader.values()) == {b"x" * 100}, "the writer reuses nothing while another process pins the file"
         assert reader.verify().ok
+
+
+def test_what_was_made_of_a_snapshot_outlives_its_close(open_db: Any) -> None:
+    db = open_db(durability="off")
+    want = {b"%03d" % i: b"old" for i in range(100)}
+    db.update(want)
+    snapshot = db.snapshot()
+    cursor, items = snapshot.cursor(), iter(snapshot.items())
+    assert cursor.first()
+    first = next(items)
+    snapshot.close()
+    for round_ in range(3):
+        db.update(dict.fromkeys(want, b"new %d" % round_))
+    seen = {}
+    while cursor.valid:
+        seen[cursor.key] = cursor.value
+        cursor.next()
+    assert seen == want
+    assert dict([first, *items]) == want
