@@ -248,6 +248,7 @@ class Merger(threading.Thread):
             if gain * 20 < most:
                 break
         self.move_log()
+        self.move_log()  # the first may have had no room in front but what it has left since
         self.relocate_all(jobs)
         space = self.store.allocator.counts()
         if space.free * 16 > space.live and space.live <= REPACK_PAGES_MOST:
