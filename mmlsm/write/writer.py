@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mmlsm.errors import Error, StorageError
-from mmlsm.limits import PAGE_BYTES
 from mmlsm.space.extents import Extent
 from mmlsm.write.flush import flush
+from mmlsm.write.log import EXTENT_PAGES_FIRST
 from mmlsm.write.store import Edit, Store
 
 if TYPE_CHECKING:
@@ -186,8 +186,8 @@ class Writer(threading.Thread):
             done.set()
 
     def is_in_the_way(self, extents: tuple[Extent, ...], behind: int) -> bool:
-        """Whether the log stands behind that page, or a large commit has left it a large extent."""
-        large = sum(extent.count for extent in extents) * PAGE_BYTES > self.store.settings.log_extent_bytes
+        """Whether the log stands behind that page, or is more than an eighth of what is before it."""
+        large = sum(extent.count for extent in extents) > max(EXTENT_PAGES_FIRST, behind // 8)
         return large or any(extent.end > behind for extent in extents)
 
     def flush_sealed(self) -> None:
