@@ -241,8 +241,9 @@ class Allocator:
         """From which page on to move what is live to free pages before it, so that the file can be cut there.
 
         The least page from which on there are no more live pages than `most`, nor than are free before it in pieces of
-        `least`. None when the move would gain less than 1/16 of the file as `truncate` alone would leave it: reserved
-        pages stay where they are. Some 50 µs a GiB of file, and a microsecond for each free extent.
+        `least`. None when the move would gain less than 1/16 of the file as `truncate` alone would leave it, and less
+        than half of `most`: reserved pages stay where they are. Some 50 µs a GiB of file, and a microsecond for each
+        free extent.
         """
         with self._lock:
             live, reserved, gaps = self._live.copy(), ExtentSet(self._reserved), list(self._free)
@@ -349,7 +350,7 @@ def relocation_cut(live: Bitmap, reserved: ExtentSet, gaps: Sequence[Extent], mo
     last = reserved.last()
     fixed = last.end if last is not None else 0
     end = max(live.used_end(), fixed)
-    return cut if 16 * (end - max(cut, fixed)) >= end else None
+    return cut if end - max(cut, fixed) >= max(1, min(end / 16, most / 2)) else None
 
 
 def _marked(pages: int, live: Iterable[tuple[int, int]]) -> Bitmap:

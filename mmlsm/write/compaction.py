@@ -13,11 +13,15 @@ class Stopped(Exception):
 
 
 class Compaction:
-    """The merge thread reports and finishes; the asking thread waits, and reports to `progress`."""
+    """The merge thread reports and finishes; the asking thread waits, and reports to `progress`.
+
+    `seq` is the last commit that it is about, set by the merge thread: what comes later is not waited for.
+    """
 
     def __init__(self, progress: Callable[[int, int], object] | None) -> None:
         self.progress = progress
         self.lock = threading.Condition()
+        self.seq: int | None = None
         self.done = 0
         self.total = 0
         self.cancelled = False

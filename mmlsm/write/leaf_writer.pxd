@@ -58,5 +58,6 @@ cdef class LeafWriter:
     cdef int add(self, int kind, u8s key, Py_ssize_t key_bytes, u8s reference,
                  u8s value, Py_ssize_t value_bytes) noexcept nogil
     cdef int finish_leaf(self) noexcept nogil
+    cpdef Py_ssize_t open_bytes(self) noexcept nogil
     cdef void note_separator(self, Py_ssize_t cut) noexcept nogil
     cdef void remember_key(self, u8s key, Py_ssize_t key_bytes) noexcept nogil

@@ -217,7 +217,7 @@ class LeafWriter:
         cut = common(self.previous_key.m8, self.previous_key_bytes, self.first_key.m8, self.first_key_bytes) + 1
         if (
             self.leaves >= LEAVES_A_BATCH
-            or at + self.leaf_bytes > OUT_BYTES
+            or at + ((self.open_bytes() + 4095) & ~4095) > OUT_BYTES
             or self.separators_used + cut + 24 > SEPARATORS_BYTES
         ):
             return DRAIN
@@ -295,14 +295,16 @@ class LeafWriter:
         if self.leaf_bytes < total <= 2 * self.leaf_bytes:
             self.limit = total // 2
 
-    def open_bytes(self) -> int:
+    def open_bytes(self):
         """Bytes that the open leaf would take; 0 when it is empty."""
         n: cython.Py_ssize_t = self.count
         return 32 + ((self.prefix + 3) & ~3) + 6 * n + 2 + self.heap_bytes if n else 0
 
     def fullness(self) -> float:
         """How full the open leaf is, from 0 to 1, in bytes or entries, whichever is more."""
-        return max(self.open_bytes() / self.leaf_bytes, self.count / self.entries_max)
+        by_bytes: cython.double = 1.0 * self.open_bytes() / self.leaf_bytes  # C divides integers otherwise
+        by_entries: cython.double = 1.0 * self.count / self.entries_max
+        return max(by_bytes, by_entries)
 
     def first(self) -> bytes:
         """The first key added."""

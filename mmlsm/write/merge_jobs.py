@@ -7,7 +7,7 @@ I1. A job pins its inputs by the version that it was planned for, and names them
     flushes and smaller merges may have been installed meanwhile.
 I2. While a merge runs, `interrupt` is called about every MiB and at each parent that is opened: there the thread ends
     it, or lets merges of runs that are newer come in between, so that the newest level never starves. What comes in
-    between ends in a newer tier than what is under way, so that the order of age holds.
+    between stands before all that is under way; for that what takes long is set aside first, out of the newer tiers.
 """
 
 from __future__ import annotations
@@ -28,13 +28,19 @@ if TYPE_CHECKING:
     from mmlsm.read.segment import Segment
     from mmlsm.read.version import Version
 
+LONG_MEMTABLES = 4
+"""A merge of as many bytes as so many memtables is long."""
+
 TOMBSTONES_WORTH = 0.02
 """From this share of tombstones on it is worth counting them slice by slice."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """What the merges on this thread's stack work on: merges of other runs, of tiers before `below`, may come in."""
+    """What the merges on this thread's stack work on, the newest of it in tier `below`.
+
+    Merges of other runs, of tiers before that, may come in between.
+    """
 
     ids: frozenset[int] = frozenset()
     below: int = 0
@@ -79,9 +85,36 @@ class MergeJobs:
     def run(self, version: Version, chosen: TierMerge | Drain, under_way: UnderWay = NOTHING) -> None:
         """Do what was planned for `version`, in the middle of what is under way."""
         if isinstance(chosen, TierMerge):
-            self.merge_tier(version, chosen, UnderWay(under_way.ids | set(chosen.ids), chosen.into - 1))
+            aside = self.is_long(version, chosen.ids) and self.set_aside(chosen.ids, chosen.into)
+            below = chosen.into if aside else tier_of(version, chosen.ids)
+            self.merge_tier(version, chosen, UnderWay(under_way.ids | set(chosen.ids), below))
         else:
-            self.drain(version, chosen, UnderWay(frozenset(chosen.ids), len(version.levels)))
+            aside = self.is_long(version, chosen.ids) and self.set_aside(chosen.ids, None)
+            tiers = len(shape_of(levels_of(version)).tiers)
+            below = tiers if aside else tier_of(version, chosen.ids)
+            self.drain(version, chosen, UnderWay(frozenset(chosen.ids), below))
+
+    def is_long(self, version: Version, ids: tuple[int, ...]) -> bool:
+        """Whether newer runs may come to wait while these are merged, and some of these are in the tiers."""
+        pages = sum(segment.record.pages for segment in version.segments if segment.record.id in ids)
+        few = pages * PAGE_BYTES < LONG_MEMTABLES * self.store.settings.memtable_bytes
+        return not few and tier_of(version, ids) < len(shape_of(levels_of(version)).tiers)
+
+    def set_aside(self, ids: tuple[int, ...], into: int | None) -> bool:
+        """Install these runs in the front of tier `into`, or as draining: then newer tiers are free of them."""
+
+        def levels(present: tuple[Level, ...], number: int) -> tuple[Level, ...]:
+            shape = shape_of(present)
+            moved = tuple(record for record in shape.upper() if record.id in ids)
+            shape = shape.without(frozenset(ids))
+            if into is None:
+                return replace(shape, draining=moved).levels()
+            tiers = [*shape.tiers, *[()] * (into + 1 - len(shape.tiers))]
+            tiers[into] = (*moved, *tiers[into])
+            return replace(shape, tiers=tuple(tiers)).levels()
+
+        self.installed = self.store.install(self.channel, Edit(levels))
+        return True
 
     def shop(self, under_way: UnderWay) -> Workshop:
         """What a merge works with, given what is under way with it."""
@@ -111,11 +144,15 @@ class MergeJobs:
         )
 
         def change(shape: Shape, number: int) -> Shape:
-            tiers = [tuple(record for record in runs if record.id not in chosen.ids) for runs in shape.tiers]
-            while len(tiers) <= chosen.into:
-                tiers.append(())
-            if result.record is not None:
-                tiers[chosen.into] = (replace(result.record, installed=number), *tiers[chosen.into])
+            into = list(shape.tiers[chosen.into]) if chosen.into < len(shape.tiers) else []
+            # Where they were set aside, what came in between stands before them.
+            at = next((i for i, record in enumerate(into) if record.id in chosen.ids), 0)
+            newer = into[:at]
+            older = [record for record in into[at:] if record.id not in chosen.ids]
+            made = [] if result.record is None else [replace(result.record, installed=number)]
+            tiers = list(shape.without(frozenset(chosen.ids)).tiers)
+            tiers += [()] * (chosen.into + 1 - len(tiers))
+            tiers[chosen.into] = (*newer, *made, *older)
             return replace(shape, tiers=tuple(tiers))
 
         self.install(result, change, f"tier {chosen.into}")
@@ -145,7 +182,7 @@ class MergeJobs:
         )
 
         def change(shape: Shape, number: int) -> Shape:
-            tiers = tuple(tuple(record for record in runs if record.id not in chosen.ids) for runs in shape.tiers)
+            tiers = shape.without(frozenset(chosen.ids)).tiers
             left = tuple(record for record in (result.remainders.get(i) for i in chosen.ids) if record is not None)
             record = None if result.record is None else replace(result.record, installed=number)
             return Shape(tiers, left, record)
@@ -229,12 +266,31 @@ def bottom_node_pages(version: Version) -> int:
     return 1 if bottom is None else int(bottom.record.leaf_pages)
 
 
-def overlap_bytes(bottom: Segment | None, record: SegmentRecord) -> int:
-    """About how many bytes of the bottom lie between a record's fences. Cost: two descents."""
-    if bottom is None or record.last_key < bottom.first_key or record.first_key > bottom.last_key:
+def tier_of(version: Version, ids: tuple[int, ...]) -> int:
+    """The newest tier that one of these segments is in; the number of tiers where none is."""
+    tiers = shape_of(levels_of(version)).tiers
+    return next((i for i, runs in enumerate(tiers) if any(record.id in ids for record in runs)), len(tiers))
+
+
+def overlap_bytes(segment: Segment | None, record: SegmentRecord) -> int:
+    """About how many bytes of a segment lie between a record's fences. Cost: two descents."""
+    if segment is None or record.last_key < segment.first_key or record.first_key > segment.last_key:
         return 0
-    share = (bottom.rank(record.last_key) - bottom.rank(record.first_key)) / max(1, bottom.entries)
-    return int(min(1.0, max(0.0, share)) * bottom.record.pages) * PAGE_BYTES
+    share = (segment.rank(record.last_key) - segment.rank(record.first_key)) / max(1, segment.entries)
+    return int(min(1.0, max(0.0, share)) * segment.record.pages) * PAGE_BYTES
+
+
+def rewritten_bytes(segments: list[Segment], bottom: Segment | None) -> int:
+    """About how many bytes of these segments and of the bottom overlap with something of the others."""
+    total = 0
+    for segment in segments:
+        others = [*(other for other in segments if other is not segment), bottom]
+        overlap = sum(overlap_bytes(segment, other.record) for other in others if other is not None)
+        total += min(segment.record.pages * PAGE_BYTES, overlap)
+    if bottom is not None:
+        overlap = sum(overlap_bytes(bottom, segment.record) for segment in segments)
+        total += min(bottom.record.pages * PAGE_BYTES, overlap)
+    return total
 
 
 def cut_slices(
@@ -242,18 +298,16 @@ def cut_slices(
 ) -> list[Slice]:
     """Consecutive slices of the key space that read about `target` bytes each, source and overlap together.
 
-    One, of everything, where the sources overlap with no more of the bottom than they are large themselves: then they
-    are merged as a tier is, and taken over where they overlap with nothing. Cut between leaves of the source that has
-    the most entries (R14). Cost: its parents, and its leaves where tombstones are worth counting.
+    One, of everything, where no more than that overlaps with anything, for the rest is taken over. Cut between leaves
+    of the source that has the most entries (R14). Cost: its parents, and its leaves where tombstones are worth
+    counting.
     """
     if not segments:
         return [Slice(None, None, 0, 0)]
     largest = max(segments, key=lambda segment: segment.entries)
-    source_bytes = sum(segment.record.pages for segment in segments) * PAGE_BYTES
-    overlap = sum(overlap_bytes(bottom, segment.record) for segment in segments)
-    if bottom is not None:
-        overlap = min(overlap, bottom.record.pages * PAGE_BYTES)
-    size = source_bytes + overlap if overlap > source_bytes else 0
+    size = rewritten_bytes(segments, bottom)
+    if size <= target:
+        return [Slice(None, None, largest.entries, largest.record.tombstones)]
     aim = largest.entries // max(1, -(-size // target))
     if aim >= largest.entries:
         return [Slice(None, None, largest.entries, largest.record.tombstones)]

@@ -96,6 +96,19 @@ def shape_of(levels: Sequence[Level]) -> Shape:
     return Shape(tuple(flat[:-2]), flat[-2], flat[-1][0] if flat[-1] else None)
 
 
+def age_fault(levels: Sequence[Level]) -> str | None:
+    """What is out of the order of age, or None: going down, the last commit of a run never gets newer.
+
+    But for the bottom, which has slices of what still drains.
+    """
+    before: SegmentRecord | None = None
+    for record in shape_of(levels).upper():
+        if before is not None and record.seq_high > before.seq_high:
+            return f"segment {record.id} has newer commits than segment {before.id}, which stands before it"
+        before = record
+    return None
+
+
 def level_name(index: int, count: int) -> str:
     """What level `index` of `count` is called."""
     if count >= 3 and index >= count - 2:
@@ -114,9 +127,12 @@ def plan(
     """The next merge, or None.
 
     `idle`: nothing has been written for a while, so converge to one run. `below`: a merge is under way on this thread,
-    of runs that `shape` is without, and only merges of tiers before that one may come in between.
+    of runs that `shape` is without and of which the newest stands in that tier: only merges of tiers before it may come
+    in between, so that what comes out stands before it.
     `overlap_bytes(record)` tells how much of the bottom lies between a record's fences; all of it where not given.
     """
+    if idle and below is None:
+        return plan_convergence(shape)
     fan_out = settings.fan_out
     for tier, runs in enumerate(shape.tiers if below is None else shape.tiers[:below]):
         late = tier > 0 and bool(shape.draining) and len(runs) < TIER_LATE * fan_out
@@ -134,11 +150,16 @@ def plan(
         return None
     if shape.draining:
         return Drain(tuple(record.id for record in shape.draining))
+    return None
+
+
+def plan_convergence(shape: Shape) -> Drain | None:
+    """The next merge on the way to one run without tombstones."""
+    if shape.draining:
+        return Drain(tuple(record.id for record in shape.draining))
     upper = shape.upper()
-    if idle and upper:
+    if upper or (shape.bottom is not None and shape.bottom.tombstones):
         return Drain(tuple(record.id for record in upper))
-    if idle and shape.bottom is not None and shape.bottom.tombstones:
-        return Drain(())
     return None
 
 

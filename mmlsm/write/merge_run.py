@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mmlsm import limits
+from mmlsm.errors import CorruptionError
 from mmlsm.format.manifest import Reference, SegmentRecord
 from mmlsm.read.pages import Pages
 from mmlsm.space.extents import Extent
@@ -160,7 +161,11 @@ def merge_segments(
     """
     settings = shop.settings
     whole = bounds == (None, None)
+    untouched = {segment.record.id: segment.record for segment in segments if not meets(segment.record, *bounds)}
+    segments = [segment for segment in segments if segment.record.id not in untouched]
     sources = [*segments, *([into] if into is not None else [])]
+    if not sources:
+        return MergeResult(None, dict(untouched), (), (), 0, 0, 0, 0, ())
     records = [segment.record for segment in sources]
     total = sum(record.entries for record in records)
     inputs: list[Input] = []
@@ -197,18 +202,26 @@ def merge_segments(
     except BaseException:
         writer.abandon()
         for leftover in leftovers:
-            leftover.writer.abandon()
+            for extent in leftover.reserved:
+                shop.allocator.give_back(extent)
         raise
-    return collect(run, record, leftovers)
+    return collect(run, record, leftovers, untouched)
+
+
+def meets(record: SegmentRecord, start: bytes | None, stop: bytes | None) -> bool:
+    """Whether the keys start <= k < stop may have some of a segment's."""
+    return (stop is None or record.first_key < stop) and (start is None or record.last_key >= start)
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """What is left of a source merged in part, and the writer that has its pages."""
+    """What is left of a source merged in part, and what was written for it."""
 
     source: Segment
     record: SegmentRecord | None
-    writer: SegmentWriter
+    reserved: list[Extent]
+    overflow: list[Extent]
+    bytes_written: int
     unlinked: list[tuple[list[Extent], int]]
 
 
@@ -245,7 +258,12 @@ def cut_out(
         walk.unlink_filter()
     else:
         entries, tombstones, size, kept, dropped = read
-        assert left.entries == record.entries - entries, "what was cut out is not what was merged"
+        if left.entries != record.entries - entries:
+            writer.abandon()
+            raise CorruptionError(
+                f"segment {record.id}: its parents and its leaves differ in their entries; restore a backup",
+                segment=record.id,
+            )
         left = replace(
             left,
             installed=record.installed,
@@ -254,11 +272,18 @@ def cut_out(
             pages=left.pages + record.pages - walk.unlinked.pages - kept - dropped,
             filter=record.filter,
         )
-    return Leftover(segment, left, writer, walk.unlinked.grouped())
+    return Leftover(
+        segment, left, writer.reserved, writer.overflow_extents, writer.bytes_written, walk.unlinked.grouped()
+    )
 
 
-def collect(run: Run, record: SegmentRecord | None, leftovers: list[Leftover]) -> MergeResult:
-    """The result of a merge that has been written."""
+def collect(
+    run: Run,
+    record: SegmentRecord | None,
+    leftovers: list[Leftover],
+    untouched: dict[int, SegmentRecord] | None = None,
+) -> MergeResult:
+    """The result of a merge that has been written; `untouched` are sources that had nothing between the bounds."""
     partial = {leftover.source for leftover in leftovers}
     unlinked = run.shop.reclaimer.grouped_by_birth(run.dropped)
     kept_pages = taken_bytes = reused = 0
@@ -282,17 +307,21 @@ def collect(run: Run, record: SegmentRecord | None, leftovers: list[Leftover]) -
             pages=record.pages + kept_pages - run.moved_pages,
             data_bytes=record.data_bytes + taken_bytes,
         )
-    writers = [run.writer, *(leftover.writer for leftover in leftovers)]
+    writer = run.writer
+    remainders: dict[int, SegmentRecord | None] = dict(untouched or {})
+    remainders |= {leftover.source.record.id: leftover.record for leftover in leftovers}
+    reserved = [*writer.reserved, *(extent for leftover in leftovers for extent in leftover.reserved)]
+    overflow = [*writer.overflow_extents, *(extent for leftover in leftovers for extent in leftover.overflow)]
     return MergeResult(
         record=record,
-        remainders={leftover.source.record.id: leftover.record for leftover in leftovers},
-        written=tuple(extent for writer in writers for extent in writer.reserved),
+        remainders=remainders,
+        written=tuple(reserved),
         unlinked=tuple(unlinked),
         bytes_read=sum(run.core.read_from(number)[2] for number in range(len(run.inputs))),
-        bytes_written=sum(writer.bytes_written for writer in writers),
+        bytes_written=writer.bytes_written + sum(leftover.bytes_written for leftover in leftovers),
         entries_in=run.core.entries_in,
         pages_reused=reused,
-        overflow=tuple(extent.first for writer in writers for extent in writer.overflow_extents),
+        overflow=tuple(extent.first for extent in overflow),
     )
 
 

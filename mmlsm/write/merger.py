@@ -35,6 +35,9 @@ IDLE_BYTES_PER_S = 25_000_000
 
 RETRY_S = 1.0
 
+RECLAIM_S = 0.2
+"""So often at least in the middle of a merge: flushes go on, and let go of their logs."""
+
 TIDY_FULLNESS = 0.9
 """A compaction writes leaves anew that are less full than that."""
 
@@ -75,6 +78,7 @@ class Merger(threading.Thread):
         self.fault: Exception | None = None
         self.installed_at = time.monotonic()
         self.expecting = False
+        self.reclaimed_at = 0.0
         self.relocated_at = 0
         self.relocating = False
         self.request: Compaction | None = None
@@ -205,7 +209,10 @@ class Merger(threading.Thread):
             return overlap_bytes(bottom, record)
 
         if request is not None:
-            return plan(shape, settings, idle=True, overlap_bytes=overlap)
+            if request.seq is None:
+                request.seq = max((record.seq_high for record in shape.upper()), default=0)
+            newer = frozenset(record.id for record in shape.upper() if record.seq_low > request.seq)
+            return plan(shape.without(newer), settings, idle=True)
         if not settings.auto_merge:
             return None
         self.expecting = plan(shape, settings, idle=True) is not None
@@ -223,14 +230,14 @@ class Merger(threading.Thread):
         self.drain(block=False)
         if self.request is not None:
             self.request.report(done, total)
-        version = self.store.state.version
-        if not self.store.settings.auto_merge or not version.levels:
-            return
-        shape = shape_of(levels_of(version)).without(under_way.ids)
-        chosen = plan(shape, self.store.settings, below=under_way.below)
+        version, settings, chosen = self.store.state.version, self.store.settings, None
+        if settings.auto_merge and version.levels:
+            shape = shape_of(levels_of(version)).without(under_way.ids)
+            chosen = plan(shape, settings, below=under_way.below)
         if chosen is not None:
             assert self.jobs is not None
             self.jobs.run(version, chosen, under_way)
+        if chosen is not None or time.monotonic() - self.reclaimed_at > RECLAIM_S:
             self.reclaim()
 
     # -- giving space back
@@ -356,6 +363,7 @@ class Merger(threading.Thread):
     def reclaim(self) -> None:
         """Free what no pinned version sees, tear down segments that are gone, cut the file's free tail off."""
         store = self.store
+        self.reclaimed_at = time.monotonic()
         if store.file.failure is not None:
             return
         with store.install_lock:

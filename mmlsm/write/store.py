@@ -29,6 +29,7 @@ from mmlsm.read.reader import ReadState
 from mmlsm.read.segment import Segment
 from mmlsm.read.version import Version
 from mmlsm.space.extents import Extent, joined
+from mmlsm.write.merge_policy import age_fault
 
 if TYPE_CHECKING:
     from mmlsm.file import Channel, File
@@ -222,6 +223,7 @@ class Store:
         """
         present = self.manifest
         levels = edit.levels(present.levels, number)
+        assert age_fault(levels) is None, age_fault(levels)
         retired = [
             *self.reclaimer.pending(),
             *(Retirement(born, number, joined(extents)) for extents, born in edit.retire if extents),

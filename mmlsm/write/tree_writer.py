@@ -112,12 +112,12 @@ class TreeWriter:
         above = self.levels[height + 1]
         if not above.children:
             self.share(height + 1)
-        opener = self.openers.get(height + 1)
-        if not above.children or opener is None:
+        level, opener = self.levels[height], self.openers.get(height + 1)
+        if level.ready or not above.children or opener is None:
             return
-        level, last = self.levels[height], self.levels[height].children
-        before, *_ = above.children[-1:]
+        last, before = level.children, above.children[-1]
         above.refill(above.children[:-1])
+        self.openers[height + 1] = None  # it was of the child taken away
         level.start()
         for child in opener(before, height + 1):
             self.add(child, height, opener)

@@ -85,7 +85,7 @@ class Writer(threading.Thread):
         done = threading.Event()
         self.restarting = done, behind
         self.wakeups.put(True)
-        while self.is_alive() and not self.stopping and not done.wait(0.05):
+        while self.is_alive() and not self.stopping and self.store.file.failure is None and not done.wait(0.05):
             pass
 
     def wait_until_flushed(self, ready: Callable[[], bool]) -> float:
@@ -123,9 +123,11 @@ class Writer(threading.Thread):
                 self.error = error.with_traceback(None)  # its frames hold what was flushed
                 if self.store.file.failure is not None:
                     self.group_pending = False
+                self.end_restart()
                 self.tell_progress()
             except Exception as error:  # a fault of ours: keep it for close(), and do no more
                 self.fault = error
+                self.end_restart()
                 self.tell_progress()
                 break
             if self.stopping:
@@ -184,6 +186,12 @@ class Writer(threading.Thread):
                 log.release_before(position)
         finally:
             done.set()
+
+    def end_restart(self) -> None:
+        """Something has failed: who waits for a restart of the log goes on without."""
+        request, self.restarting = self.restarting, None
+        if request is not None:
+            request[0].set()
 
     def is_in_the_way(self, extents: tuple[Extent, ...], behind: int) -> bool:
         """Whether the log stands behind that page, or is more than an eighth of what is before it."""

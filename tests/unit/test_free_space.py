@@ -148,14 +148,17 @@ def test_the_cut_is_the_first_page_that_will_do(letters: str, most: int) -> None
     moving = letters[cut:].count("l")
     after = letters[:cut].replace("f", "l", moving) + letters[cut:].replace("l", "f")
     end, left = len(letters.rstrip("f")), min(len(letters.rstrip("f")), max(cut, len(after.rstrip("f"))))
-    assert allocator.relocation_cut(most) == (cut if end - left >= end / 16 else None)
+    worth = max(1, min(end / 16, most / 2))
+    assert allocator.relocation_cut(most) == (cut if end - left >= worth else None)
 
 
 def test_a_cut_that_gains_little_is_none() -> None:
     allocator, _ = holes((10, 10))
     assert allocator.relocation_cut(100) == 90
     assert allocator.relocation_cut(7) == 93
-    assert allocator.relocation_cut(6) is None, "six of a hundred are less than a sixteenth"
+    assert allocator.relocation_cut(6) == 94, "as much as may be moved"
+    scattered, _ = holes((10, 2), (30, 2))
+    assert scattered.relocation_cut(50) is None, "four of a hundred are less than a sixteenth"
     assert holes((90, 10))[0].relocation_cut(100) is None, "truncate alone does it"
     assert allocator.reserve_up_to(9, 9, at_end=True) == (100, 9)
     assert allocator.relocation_cut(100) is None, "what is reserved stays"
