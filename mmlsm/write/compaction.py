@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock
 from collections.abc import Callable
 
 from mmlsm.errors import ClosedError, Error
@@ -20,43 +20,41 @@ class Compaction:
 
     def __init__(self, progress: Callable[[int, int], object] | None) -> None:
         self.progress = progress
-        self.lock = threading.Condition()
         self.seq: int | None = None
         self.done = 0
         self.total = 0
         self.cancelled = False
         self.finished = False
         self.error: Error | None = None
+        # A plain lock, released at the end: who waits may be interrupted anywhere without keeping another.
+        self.gate = allocate_lock()
+        self.gate.acquire()
 
     def report(self, done: int, total: int) -> None:
         """The merge thread's word; raises Stopped when the asking thread has given up."""
-        with self.lock:
-            self.done, self.total = done, total
-            self.lock.notify_all()
-            if self.cancelled:
-                raise Stopped
+        self.done, self.total = done, total
+        if self.cancelled:
+            raise Stopped
 
     def finish(self, error: Error | None) -> None:
         """Let `wait` return, or raise the error, without the frames it came through: they hold what they read."""
-        with self.lock:
-            self.finished, self.error = True, None if error is None else error.with_traceback(None)
-            self.lock.notify_all()
+        if not self.finished:
+            self.error = None if error is None else error.with_traceback(None)
+            self.finished = True
+            self.gate.release()
 
     def wait(self) -> None:
         """Until it is done; what `progress` raises stops the merge cleanly and is raised here."""
         try:
             while True:
-                with self.lock:
-                    if not self.finished:
-                        self.lock.wait(0.1)
-                    done, total, finished = self.done, self.total, self.finished
+                self.gate.acquire(timeout=0.1)
+                finished = self.finished
                 if self.progress is not None:
-                    self.progress(done, total)
+                    self.progress(self.done, self.total)
                 if finished:
                     break
         except BaseException:
-            with self.lock:
-                self.cancelled = True
+            self.cancelled = True
             raise
         error, self.error = self.error, None
         try:

@@ -41,8 +41,11 @@ RECLAIM_S = 0.2
 TIDY_FULLNESS = 0.9
 """A compaction writes leaves anew that are less full than that."""
 
-RELOCATIONS_MOST = 32
+RELOCATIONS_MOST = 48
 """Passes of a compaction that move what stands at the end of the file; eight would move all that is live."""
+
+SMALLER_MOST = 6
+"""So often a pass that gained nothing is followed by one of half as much."""
 
 EVERY_LEAF = 2.0
 """No leaf is as full as that."""
@@ -68,7 +71,7 @@ class Merger(threading.Thread):
         # constant after construction
         self.store = store
         self.restart_log = restart_log
-        self.lock = threading.Condition()
+        self.lock = threading.Lock()
         # guarded by lock
         self.stopping = False
         self.abandoned: tuple[threading.Thread, File] | None = None
@@ -95,7 +98,6 @@ class Merger(threading.Thread):
         """Stop at the next step boundary; the caller joins."""
         with self.lock:
             self.stopping = True
-            self.lock.notify_all()
         self.wake()
 
     def abandon(self, writer: threading.Thread, file: File) -> None:
@@ -170,9 +172,9 @@ class Merger(threading.Thread):
 
     def pause(self, seconds: float) -> None:
         """Sleep, unless asked to stop."""
-        with self.lock:
-            if not self.stopping:
-                self.lock.wait(seconds)
+        until = time.monotonic() + seconds
+        while not self.stopping and self.abandoned is None and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.05))
 
     def step(self) -> bool:
         """One round: drain, reclaim, merge if the policy says so. Whether there may be more to do at once."""
@@ -267,17 +269,18 @@ class Merger(threading.Thread):
 
     def relocate_all(self, jobs: MergeJobs) -> None:
         """`relocate` while that makes the file shorter; not for ever beside writers who make it longer."""
-        failed = 0
+        smaller = 0
         for _ in range(RELOCATIONS_MOST):
-            failed = 0 if self.relocate(jobs) else failed + 1
-            if failed == 2:  # what one pass has made room for may let the next one gain
-                break
+            if not self.relocate(jobs, self.most_at_once() >> smaller):
+                smaller += 1  # large extents fit into fewer gaps: less at a time may fit
+                if smaller > SMALLER_MOST:
+                    break
 
-    def relocate(self, jobs: MergeJobs) -> bool:
-        """Move what stands at the end of the file to free pages before it; whether the file became shorter."""
+    def relocate(self, jobs: MergeJobs, most: int) -> bool:
+        """Move up to about `most` pages at the end of the file to free ones before them; whether it became shorter."""
         space = self.store.allocator
         before = space.total
-        cut = space.relocation_cut(self.most_at_once(), bottom_node_pages(self.store.state.version))
+        cut = space.relocation_cut(most, bottom_node_pages(self.store.state.version))
         if cut is None or self.store.file.pins_elsewhere() or not self.is_unpinned():
             return False
         moved = jobs.rework(self.store.state.version, cut=cut, fullness_min=0.0, most=before)
@@ -308,7 +311,7 @@ class Merger(threading.Thread):
             return False
         if not self.relocating:
             self.move_log()
-        self.relocating = self.relocate(jobs)
+        self.relocating = self.relocate(jobs, self.most_at_once())
         if not self.relocating:
             self.relocated_at = store.manifest.install
         return True

@@ -11,8 +11,10 @@ import contextlib
 import queue
 import threading
 import time
+from _thread import allocate_lock
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmlsm.errors import Error, StorageError
 from mmlsm.space.extents import Extent
@@ -36,7 +38,8 @@ class Writer(threading.Thread):
         self.store = store
         self.committer: Committer | None = None
         self.wakeups: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self.progress = threading.Condition()
+        self.waiters: deque[Any] = deque()
+        """Plain locks that are held, one for each who waits for progress: an interrupt in a wait keeps no other."""
         # written by any thread; a stale word costs one round
         self.group_pending = False
         self.stopping = False
@@ -64,8 +67,9 @@ class Writer(threading.Thread):
 
     def tell_progress(self) -> None:
         """Something was installed: who waits looks again."""
-        with self.progress:
-            self.progress.notify_all()
+        with contextlib.suppress(IndexError):
+            while True:
+                self.waiters.popleft().release()
 
     def abandon(self) -> None:
         """End without flushing; takes no lock (R12)."""
@@ -91,16 +95,19 @@ class Writer(threading.Thread):
     def wait_until_flushed(self, ready: Callable[[], bool]) -> float:
         """Wait until `ready`; the seconds it took. The flush's error when it cannot go on: of a try from now on."""
         begun, earlier = time.monotonic(), self.error
-        with self.progress:
-            while not ready():
-                self.store.file.check_writable()
-                if (error := self.error) is not None and error is not earlier:
-                    raise error
-                if self.fault is not None:
-                    raise Error(f"the writer thread has failed: {self.fault!r}") from self.fault
-                if self.stopping and not self.is_alive():
-                    break
-                self.progress.wait(0.2)
+        while not ready():
+            self.store.file.check_writable()
+            if (error := self.error) is not None and error is not earlier:
+                raise error
+            if self.fault is not None:
+                raise Error(f"the writer thread has failed: {self.fault!r}") from self.fault
+            if self.stopping and not self.is_alive():
+                break
+            gate = allocate_lock()
+            gate.acquire()
+            self.waiters.append(gate)
+            if not ready():  # else it may have been told before it was there to be told
+                gate.acquire(timeout=0.2)
         return time.monotonic() - begun
 
     # -- the thread
