@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from _thread import allocate_lock
 from collections.abc import Callable
 
@@ -26,22 +27,31 @@ class Compaction:
         self.cancelled = False
         self.finished = False
         self.error: Error | None = None
-        # A plain lock, released at the end: who waits may be interrupted anywhere without keeping another.
+        # A plain lock, released to tell something: who waits may be interrupted anywhere without keeping another.
         self.gate = allocate_lock()
         self.gate.acquire()
 
     def report(self, done: int, total: int) -> None:
         """The merge thread's word; raises Stopped when the asking thread has given up."""
-        self.done, self.total = done, total
+        if total:
+            self.done, self.total = done, total
+        self.tell()
         if self.cancelled:
             raise Stopped
+
+    def tell(self) -> None:
+        """Let the asking thread look."""
+        with contextlib.suppress(RuntimeError):  # it is looking
+            self.gate.release()
 
     def finish(self, error: Error | None) -> None:
         """Let `wait` return, or raise the error, without the frames it came through: they hold what they read."""
         if not self.finished:
             self.error = None if error is None else error.with_traceback(None)
+            if error is None:
+                self.done = self.total
             self.finished = True
-            self.gate.release()
+            self.tell()
 
     def wait(self) -> None:
         """Until it is done; what `progress` raises stops the merge cleanly and is raised here."""
