@@ -35,7 +35,17 @@ from pathlib import Path
 from typing import Any
 
 import keysets
-from observed import Watch, bytes_beyond_log, fill, in_own_process, parser_of, print_table, settle, what_runs
+from observed import (
+    Watch,
+    bytes_beyond_log,
+    fill,
+    in_own_process,
+    parser_of,
+    print_table,
+    settle,
+    unsettled,
+    what_runs,
+)
 
 import mmlsm
 from mmlsm.settings import DURABILITIES, Durability, Settings
@@ -119,11 +129,9 @@ def loaded(database: mmlsm.Database, case: Case) -> dict[str, Any]:
 
 def faults_of(row: dict[str, Any]) -> Iterator[str]:
     """What is wrong with a case."""
+    yield from unsettled(row)
     if "error" in row:
-        yield row["error"]
         return
-    if not row["settled"]:
-        yield "it did not come to one run"
     if row["beyond_bound"] > 0:
         yield f"{row['beyond_bound']} runs above the bound"
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,3 +320,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     with console.capture() as captured:
         console.print(table)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def unsettled(row: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with a case of any benchmark: it failed, or did not come to one run."""
+    if "error" in row:
+        yield row["error"]
+    elif not row["settled"]:
+        yield "it did not come to one run"

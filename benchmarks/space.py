@@ -62,6 +62,7 @@ from observed import (
     read_cost,
     sampled,
     settle,
+    unsettled,
     what_runs,
 )
 
@@ -180,11 +181,9 @@ def loaded(database: mmlsm.Database, keys: keysets.KeySet, order: Any, case: Cas
 
 def faults_of(row: dict[str, Any]) -> Iterator[str]:
     """What is wrong with a case."""
+    yield from unsettled(row)
     if "error" in row:
-        yield row["error"]
         return
-    if not row["settled"]:
-        yield "it did not come to one run"
     if row["load"] == "sequential" and row["reuse"] and row["write"] > SEQUENTIAL_MOST:
         yield f"write amplification {row['write']:.2f}, at most {SEQUENTIAL_MOST} is wanted"
 

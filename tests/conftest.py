@@ -20,6 +20,7 @@ import pytest
 import mmlsm
 import mmlsm.memory
 import proof
+from mmlsm.cli import main as main_of_cli
 from mmlsm.settings import Settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -108,6 +109,22 @@ def proved(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     yield opened
     if opened.engines and request.node.get_closest_marker("unproved") is None:
         opened.prove()
+
+
+@pytest.fixture
+def run(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command; its exit code, stdout and stderr."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        try:
+            code = main_of_cli([str(part) for part in argv])
+        except SystemExit as error:
+            code = int(error.code or 0)
+        sys.stdout.flush()
+        out, err = capfdbinary.readouterr()
+        return code, out.decode(), err.decode()
+
+    return call
 
 
 @pytest.fixture

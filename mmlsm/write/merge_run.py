@@ -238,14 +238,7 @@ def cut_out(
     """
     record = segment.record
     source = Remainder(segment, shop.settings, *bounds)
-    writer = SegmentWriter(
-        shop.channel,
-        shop.allocator,
-        shop.settings,
-        birth=shop.birth,
-        leaf_bytes=record.leaf_pages * limits.PAGE_BYTES,
-        expected_entries=0,
-    )
+    writer = like(shop, record)
     run = Run(shop, writer, [source], merge.KEEP, 0)
     try:
         run.drive(record.entries)
@@ -274,6 +267,14 @@ def cut_out(
         )
     return Leftover(
         segment, left, writer.reserved, writer.overflow_extents, writer.bytes_written, walk.unlinked.grouped()
+    )
+
+
+def like(shop: Workshop, record: SegmentRecord) -> SegmentWriter:
+    """A writer of nodes of a segment's size, without a filter."""
+    leaf_bytes = record.leaf_pages * limits.PAGE_BYTES
+    return SegmentWriter(
+        shop.channel, shop.allocator, shop.settings, birth=shop.birth, leaf_bytes=leaf_bytes, expected_entries=0
     )
 
 
@@ -331,14 +332,7 @@ def rework(
     """Write those leaves and extents of the bottom anew that stand at or above page `cut`, or that are less full than
     that; about `most` pages of them. None where there was nothing to do."""
     record = segment.record
-    writer = SegmentWriter(
-        shop.channel,
-        shop.allocator,
-        shop.settings,
-        birth=shop.birth,
-        leaf_bytes=record.leaf_pages * limits.PAGE_BYTES,
-        expected_entries=0,
-    )
+    writer = like(shop, record)
     source = Merged(segment, shop.settings, reuse=True)
     source.rework(cut, fullness_min, most)
     run = Run(shop, writer, [source], merge.DROP, cut)

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import mmlsm
-from mmlsm.cli import main
 from mmlsm.cli.output import json_of, size_of, text_of
 from mmlsm.cli.page import dump_of
 
@@ -25,22 +24,6 @@ COMMANDS = [
     *("dump", "info", "levels", "map", "free", "verify", "compact", "page"),
 ]
 PAGE = 4096
-
-
-@pytest.fixture
-def run(capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
-    """Runs a command; its exit code, stdout and stderr."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        try:
-            code = main([str(part) for part in argv])
-        except SystemExit as error:
-            code = int(error.code or 0)
-        sys.stdout.flush()
-        out, err = capfdbinary.readouterr()
-        return code, out.decode(), err.decode()
-
-    return call
 
 
 @pytest.fixture

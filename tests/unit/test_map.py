@@ -6,7 +6,6 @@ import json
 import random
 import re
 import shutil
-import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +16,6 @@ import pytest
 
 import mmlsm
 from mmlsm.check import Report
-from mmlsm.cli import main
 from mmlsm.cli.map import colours, drawing
 from mmlsm.cli.pages_by_owner import IN_SEGMENT, KINDS, Pages, layout_of, nodes_of, walk
 from mmlsm.format.manifest import Retirement
@@ -26,22 +24,6 @@ Run = Callable[..., tuple[int, str, str]]
 OpenDb = Callable[..., mmlsm.Database]
 PAGE = 4096
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture
-def run(capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
-    """Runs a command; its exit code, stdout and stderr."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        try:
-            code = main([str(part) for part in argv])
-        except SystemExit as error:
-            code = int(error.code or 0)
-        sys.stdout.flush()
-        out, err = capfdbinary.readouterr()
-        return code, out.decode(), err.decode()
-
-    return call
 
 
 def write_much(database: mmlsm.Database, chance: random.Random, rounds: int = 3) -> None:

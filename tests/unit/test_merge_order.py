@@ -86,3 +86,21 @@ def test_a_compaction_ends_when_the_log_cannot_be_restarted(
     assert asked.is_set()
     assert not thread.is_alive(), "it waits for ever"
     assert done
+
+
+def test_a_merge_is_no_commit_and_waits_for_no_write_transaction(open_db: Callable[..., Any]) -> None:
+    db = open_db(durability="off", auto_merge=False)
+    for layer in range(3):
+        db.update({b"%03d" % i: b"%d" % layer for i in range(200)})
+        db._engine.flush()
+    with db.begin(write=True) as transaction:
+        transaction.put(b"000", b"mine")
+        seq = db.seq
+        thread = threading.Thread(target=db.compact)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive(), "the merge waits for the transaction"
+        assert db.seq == seq
+        assert len(db.stats().segments) == 1
+        assert (transaction[b"000"], transaction[b"001"], db[b"000"]) == (b"mine", b"2", b"2")
+    assert db[b"000"] == b"mine"
