@@ -73,7 +73,7 @@ def ten_runs(directory: Path) -> None:
     later = statistics.median(seconds[5:]) / statistics.median(seconds[:1])
     print(f"ten runs into one file: the last five beside the first: time {later:.2f}, size {max(sizes) / sizes[0]:.2f}")
     extents, pages = max(lists)
-    print(f"free space: at most {extents} extents, {8 * extents:,} bytes as a list; {pages} bitmap pages of 4,096 bytes")
+    print(f"free space: at most {extents} extents, {8 * extents:,} bytes as a list; {pages} bitmap pages of 4 KiB")
 
 
 def main() -> None:

@@ -95,8 +95,8 @@ class Pages:
         """Tombstones in the proved leaf at `page`."""
         return load32(self.window.m8, (page << 12) + 20) & 0xFFFF
 
-    def entries_of_leaf(self, page: int64_t) -> int:
-        """Entries in the proved leaf at `page`."""
+    def count_of(self, page: int64_t) -> int:
+        """Entries of the proved leaf at `page`, or children of a parent."""
         return self.window.m16[(page << 11) + 2]
 
     def is_proved(self, page: int64_t) -> bool:

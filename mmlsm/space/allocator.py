@@ -116,18 +116,17 @@ class Allocator:
         """
         return self.reserve_up_to(count, count)
 
-    def reserve_up_to(self, most: int, least: int, *, at_end: bool = False) -> Extent:
+    def reserve_up_to(self, most: int, least: int) -> Extent:
         """The earliest free extent of at least `least` pages, as far as `most` of them; else `most` at the file's end.
 
         The file's free tail counts as endless. Policy "best" takes the smallest extent of `most` pages where there is
-        one; `at_end` takes the file's end at once. What is not used is given back.
+        one. What is not used is given back.
 
         StorageError when the file cannot grow.
         """
         assert 0 < least <= most, f"reserve {least} to {most} pages"
         with self._lock:
-            found = None if at_end or not self._best else self._free.smallest(most)
-            found = None if at_end else found or self._free.earliest(least)
+            found = (self._free.smallest(most) if self._best else None) or self._free.earliest(least)
             if found is None or found.end == self._total:
                 tail = self._tail()
                 first = tail.first if tail else self._total
@@ -226,17 +225,6 @@ class Allocator:
         with self._lock:
             return limits.HEADER_PAGES <= first < first + count <= self._total and self._live.all_set(first, count)
 
-    def free_below(self, page: int) -> int:
-        """Free pages before `page`. Some 10 µs a GiB of file, however scattered they are."""
-        with self._lock:
-            return _unused(self._live, self._reserved, 0, min(page, self._total))
-
-    def live_above(self, page: int) -> int:
-        """Pages from `page` on that are in use, retired ones too, reserved ones not. Cost as `free_below`."""
-        with self._lock:
-            first = max(page, limits.HEADER_PAGES)
-            return self._live.used_within(first, self._total - first)
-
     def relocation_cut(self, most: int, least: int = 1) -> int | None:
         """From which page on to move what is live to free pages before it, so that the file can be cut there.
 
@@ -323,12 +311,6 @@ class Allocator:
                 assert not owned.any_set(*extent), f"{extent} has two owners (I1)"
                 owned.set(*extent)
             assert owned.used_pages() == self._total, "a page has no owner (I1)"
-
-
-def _unused(live: Bitmap, reserved: ExtentSet, first: int, end: int) -> int:
-    """How many pages from `first` to before `end` are neither live nor reserved; the header is live."""
-    promised = sum(max(0, min(extent.end, end) - max(extent.first, first)) for extent in reserved)
-    return end - first - live.used_within(first, end - first) - promised
 
 
 def relocation_cut(live: Bitmap, reserved: ExtentSet, gaps: Sequence[Extent], most: int, least: int) -> int | None:

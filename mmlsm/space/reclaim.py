@@ -14,7 +14,6 @@ I3. `pending` and the allocator's live pages agree for whoever holds the install
     encoding of a manifest happen under it.
 I4. A birth that is too low holds longer; one that is too high would free under a reader. What is remembered of births
     is forgotten, which reads as 0, once no pin is older: all pins to come are newer, so 0 says the same.
-I5. While an older handle's views are out, nothing that was allocated at open is freed (R13): `hold`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from mmlsm.format.manifest import Retirement
 from mmlsm.locks import PINS, ordered_lock
 from mmlsm.space.allocator import Allocator
 from mmlsm.space.births import Births
-from mmlsm.space.bitmap import Bitmap
 from mmlsm.space.extents import Extent, joined
 
 
@@ -62,14 +60,6 @@ def held_pages(retirements: Iterable[Retirement], pinned: Sequence[int]) -> list
     return list(accumulate(steps[:-1]))
 
 
-def _is_held(retirement: Retirement, held: Bitmap) -> bool:
-    """Whether some page of it is set in `held`."""
-    return any(
-        first < held.pages and held.any_set(first, min(count, held.pages - first))
-        for first, count in retirement.extents
-    )
-
-
 class Reclaimer:
     """The pins of one database and what waits for them. `retired` is what its manifest had pending at open."""
 
@@ -79,7 +69,6 @@ class Reclaimer:
         # guarded by _lock
         self._pins: SortedDict[int, int] = SortedDict()
         self._pending = list(retired)
-        self._held: Bitmap | None = None
         # constant; has a lock of its own
         self._births = Births()
         allocator.on_reserve = self._births.begin_life
@@ -123,11 +112,6 @@ class Reclaimer:
             groups.setdefault(self._births.of(first), []).append(Extent(first, count))
         return [(group, birth) for birth, group in groups.items()]
 
-    def hold(self, allocated: Bitmap | None) -> None:
-        """Free nothing of these pages, whatever the pins say (I5); None lifts that."""
-        with self._lock:
-            self._held = allocated
-
     def retire(self, extents: Iterable[tuple[int, int]], born: int, died: int) -> None:
         """Live extents, in any order, that versions born <= v < died can see, and no later one."""
         assert born <= died, f"born at {born}, died at {died}"
@@ -147,15 +131,12 @@ class Reclaimer:
         return sum(retirement.pages for retirement in self.pending())
 
     def reclaim(self, durable: int) -> int:
-        """Free what I1 and I5 allow, when both superblock copies of install `durable` are durable; pages freed.
+        """Free what I1 allows, when both superblock copies of install `durable` are durable; pages freed.
 
         An error of the allocator (only debug poisoning does I/O) leaves the rest pending.
         """
         with self._lock:
             free, keep = reclaimable(self._pending, list(self._pins), durable)
-            if self._held is not None:
-                keep += [retirement for retirement in free if _is_held(retirement, self._held)]
-                free = [retirement for retirement in free if not _is_held(retirement, self._held)]
             self._pending = keep
         rest = [(retirement, extent) for retirement in free for extent in retirement.extents]
         rest.reverse()

@@ -294,7 +294,7 @@ class Remainder:
     def give_outside(self, core: MergeCore, s: int, writer: SegmentWriter, outside: bool) -> bool:
         """Give the entries of a leaf that are not cut out; False when there are none, and the leaf is passed by."""
         walk = self.walk
-        count = walk.segment.entries_of_leaf(walk.prove().page)
+        count = walk.segment.count_of(walk.prove().page)
         if outside and writer.is_poor():
             writer.share(walk.used())
         first, last = (count, count) if outside else leaf_bounds(walk, self.start, self.stop)
@@ -332,5 +332,5 @@ def leaf_bounds(walk: Walk, start: bytes | None, stop: bytes | None) -> tuple[in
     child = walk.prove()
     segment = walk.segment
     first = 0 if start is None else segment.first_at_or_above(child.page, start)
-    last = segment.entries_of_leaf(child.page) if stop is None else segment.first_at_or_above(child.page, stop)
+    last = segment.count_of(child.page) if stop is None else segment.first_at_or_above(child.page, stop)
     return first, max(first, last)

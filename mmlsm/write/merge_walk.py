@@ -194,7 +194,7 @@ class Walk:
         """Whether a node of the walk's height is less full than that, in bytes and in entries. Reads it."""
         segment = self.segment
         segment.touch_nodes([(child.page, child.pages, child.sum)], self.height)
-        if segment.entries_of_leaf(child.page) >= fullness_min * entries_max:
+        if segment.count_of(child.page) >= fullness_min * entries_max:
             return False
         return segment.used_of(child.page) < fullness_min * segment.record.leaf_pages * limits.PAGE_BYTES
 

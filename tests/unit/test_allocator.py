@@ -152,9 +152,6 @@ class AllocatorModel(RuleBasedStateMachine):
         counts = allocator.counts()
         assert (counts.header, counts.live, counts.reserved, counts.free) == tuple(map(self.letters.count, "hlrf"))
         assert counts.free_largest == max((run.count for run in self.runs("f")), default=0)
-        for page in range(0, len(self.letters) + 9, 1 + len(self.letters) // 8):
-            assert allocator.free_below(page) == self.letters[:page].count("f")
-            assert allocator.live_above(page) == self.letters[page:].count("l")
         used = {page for page, owner in enumerate(self.letters) if owner in "hl"}
         bits = allocator.live_bits()
         assert bits.pages == len(self.letters)

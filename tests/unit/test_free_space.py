@@ -78,7 +78,7 @@ def test_reservations_of_many_threads_never_overlap(policy: Allocation, seed: in
                 chance = rng.random()
                 if chance < 0.45:
                     least = rng.randint(1, 9)
-                    extent = allocator.reserve_up_to(least + rng.choice((0, 3, 40)), least, at_end=rng.random() < 0.1)
+                    extent = allocator.reserve_up_to(least + rng.choice((0, 3, 40)), least)
                     own(extent, me)
                     reserved.append(extent)
                 elif chance < 0.55 and reserved:
@@ -160,7 +160,7 @@ def test_a_cut_that_gains_little_is_none() -> None:
     scattered, _ = holes((10, 2), (30, 2))
     assert scattered.relocation_cut(50) is None, "four of a hundred are less than a sixteenth"
     assert holes((90, 10))[0].relocation_cut(100) is None, "truncate alone does it"
-    assert allocator.reserve_up_to(9, 9, at_end=True) == (100, 9)
+    assert allocator.reserve(11) == (100, 11)
     assert allocator.relocation_cut(100) is None, "what is reserved stays"
 
 

@@ -13,7 +13,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mmlsm.errors import StorageError
 from mmlsm.format.manifest import Retirement
 from mmlsm.space.allocator import Allocator
-from mmlsm.space.bitmap import Bitmap
 from mmlsm.space.extents import Extent
 from mmlsm.space.reclaim import Reclaimer, reclaimable
 
@@ -165,18 +164,6 @@ def test_what_a_manifest_had_pending_waits_again() -> None:
     reclaimer = Reclaimer(allocator, [Retirement(1, 2, ((10, 5),))])
     assert reclaimer.reclaim(1) == 0
     assert reclaimer.reclaim(2) == 5
-
-
-def test_while_older_views_are_out_nothing_allocated_at_open_is_freed() -> None:
-    allocator, reclaimer = make()
-    at_open = Bitmap.from_extents(60, [(0, 15)])
-    reclaimer.hold(at_open)
-    reclaimer.retire([(14, 2)], born=1, died=2)
-    reclaimer.retire([(50, 1), (80, 1)], born=1, died=2)
-    assert reclaimer.reclaim(2) == 2
-    assert allocator.free_extents() == [(50, 1), (80, 1)]
-    reclaimer.hold(None)
-    assert reclaimer.reclaim(2) == 2
 
 
 def test_a_failure_in_the_middle_leaves_the_rest_pending() -> None:
