@@ -281,15 +281,15 @@ class Engine:
         self.writer.wake()
 
     def flush(self) -> None:
-        """Seal the memtable and wait until all are flushed; errors of the flush."""
-        committer, store = self.committer, self.store
-        if committer is None or store is None:
+        """Seal the memtable and wait until what is sealed now is flushed, whatever comes; errors of the flush."""
+        if (committer := self.committer) is None or (store := self.store) is None:
             return
         with committer.order_lock:
             if committer.memtable.entry_count:
                 self._seal()
+            sealed = store.state.tables[1:2]  # the newest of them is flushed last
         self.writer.wake()
-        self.writer.wait_until_flushed(lambda: len(store.state.tables) <= 1)
+        self.writer.wait_until_flushed(lambda: not any(table is one for table in store.state.tables for one in sealed))
 
     def compact(self, progress: Callable[[int, int], object] | None) -> None:
         """Everything into one run, then space back."""

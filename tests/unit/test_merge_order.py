@@ -104,3 +104,28 @@ def test_a_merge_is_no_commit_and_waits_for_no_write_transaction(open_db: Callab
         assert len(db.stats().segments) == 1
         assert (transaction[b"000"], transaction[b"001"], db[b"000"]) == (b"mine", b"2", b"2")
     assert db[b"000"] == b"mine"
+
+
+def test_a_flush_waits_for_what_was_there_and_not_for_what_comes(
+    open_db: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = open_db(durability="off", auto_merge=False)
+    engine, plain, ended = db._engine, Writer.flush_oldest, threading.Event()
+
+    def flush_oldest(writer: Writer, table: Any, successor: Any) -> None:
+        if not ended.is_set():  # another memtable is sealed before each flush has ended
+            db.put(b"more", b"and more")
+            with engine.committer.order_lock:
+                engine._seal()
+        plain(writer, table, successor)
+
+    monkeypatch.setattr(Writer, "flush_oldest", flush_oldest)
+    db[b"key"] = b"value"
+    thread = threading.Thread(target=engine.flush)
+    thread.start()
+    thread.join(20)
+    waits = thread.is_alive()
+    ended.set()
+    thread.join()
+    assert not waits, "there is always one more to wait for"
+    assert db[b"key"] == b"value"
