@@ -1,5 +1,5 @@
 """Small questions of the notes, answered in counts and ratios: locks beside many threads, ten runs into one file, free
-space as bitmap pages or as a list.
+space as bitmap pages or as a list, a tournament that compares in place.
 
     python benchmarks/questions.py [--directory PATH]
 """
@@ -7,11 +7,13 @@ space as bitmap pages or as a list.
 from __future__ import annotations
 
 import argparse
+import heapq
 import random
 import statistics
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +78,23 @@ def ten_runs(directory: Path) -> None:
     print(f"free space: at most {extents} extents, {8 * extents:,} bytes as a list; {pages} bitmap pages of 4 KiB")
 
 
+def tournament(directory: Path) -> None:
+    """A scan of eight runs, keys compared in place, beside heapq.merge of the same pairs as objects in memory."""
+    with mmlsm.open(directory / "eight.db", durability="off", auto_merge=False) as db:
+        runs = [[(b"%08d" % i, bytes(50)) for i in range(first, KEYS, 8)] for first in range(8)]
+        for run in runs:
+            db.update(run)
+            db._engine.flush()
+        ratios = []
+        for _ in range(ROUNDS):
+            begun = time.perf_counter()
+            deque(db.items(), maxlen=0)
+            middle = time.perf_counter()
+            deque(heapq.merge(*runs), maxlen=0)
+            ratios.append((middle - begun) / (time.perf_counter() - middle))
+    print(f"a scan of eight runs, time of heapq.merge over pairs in memory: {statistics.median(ratios):.2f}")
+
+
 def main() -> None:
     """Print the answers."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -83,6 +102,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=parser.parse_args().directory) as directory:
         contention(Path(directory))
         ten_runs(Path(directory))
+        tournament(Path(directory))
 
 
 if __name__ == "__main__":
