@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -134,3 +135,13 @@ def in_threads(*works: Callable[[], object], timeout: float = 60) -> None:
         thread.join(timeout)
     assert not errors, errors[0] if len(errors) == 1 else errors
     assert not any(thread.is_alive() for thread in threads), "a thread waits for ever"
+
+
+def eventually(condition: Callable[[], bool], patience: float = 60) -> bool:
+    """Whether the other threads come so far in time."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True

@@ -22,7 +22,7 @@ import format_reader
 import mmlsm
 import proof
 from actors_rig import everybody
-from commit_rig import in_threads
+from commit_rig import eventually, in_threads
 from crowd_rig import knobs, run_rounds
 from mmlsm.settings import Settings
 
@@ -162,7 +162,8 @@ def test_cursors_step_on_while_many_threads_delete_and_no_empty_page_is_left(
         in_threads(delete_all, *walks, timeout=700)
         assert list(db) == sorted(deletions.kept)
         assert deletions.walks > 0
-        assert db.stats().merges > before.merges
+        # Deletions may be quicker than the first merge.
+        assert eventually(lambda: db.stats().merges > before.merges)
     assert no_node_is_empty(path, len(deletions.kept)) > 1
     with mmlsm.Database(path, Settings(**drawn)) as db:
         db.compact()

@@ -6,18 +6,12 @@ import linecache
 import signal
 import sys
 import threading
-import time
 
 import pytest
 
+from commit_rig import eventually
 from mmlsm import locks
 from mmlsm.locks import FairLock, OrderedLock, RWLock, ordered_lock
-
-
-def wait_until(condition) -> None:
-    """Until the other threads have come so far; a bug shows as pytest's time out."""
-    while not condition():
-        time.sleep(0.0005)
 
 
 def test_a_free_lock_is_given_at_once_and_names_its_owner():
@@ -43,7 +37,7 @@ def test_the_lock_is_given_in_the_order_of_asking():
         thread = threading.Thread(target=ask, args=(number,))
         thread.start()
         threads.append(thread)
-        wait_until(lambda number=number: lock.waiting == number + 1)
+        assert eventually(lambda number=number: lock.waiting == number + 1)
     lock.release()
     for thread in threads:
         thread.join()
@@ -57,7 +51,7 @@ def test_a_releaser_that_asks_again_stands_behind_those_who_wait():
     lock.acquire()
     thread = threading.Thread(target=lambda: (lock.acquire(), order.append("waiter"), lock.release()))
     thread.start()
-    wait_until(lambda: lock.waiting == 1)
+    assert eventually(lambda: lock.waiting == 1)
     lock.release()
     assert lock.owner not in (None, threading.get_ident()) or order == ["waiter"], "handed over, not put up for grabs"
     with lock:
@@ -90,7 +84,7 @@ def test_a_waiter_that_times_out_leaves_the_queue_and_the_next_one_is_served():
     assert lock.waiting == 0
     patient = threading.Thread(target=lambda: results.append(lock.acquire()))
     patient.start()
-    wait_until(lambda: lock.waiting == 1)
+    assert eventually(lambda: lock.waiting == 1)
     lock.release()
     patient.join()
     assert results == [False, True]
@@ -170,7 +164,7 @@ def test_ctrl_c_while_waiting_leaves_the_queue():
     def hold() -> None:
         with lock:
             taken.set()
-            wait_until(lambda: lock.waiting == 1)
+            assert eventually(lambda: lock.waiting == 1)
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             done.wait()
 
@@ -218,7 +212,7 @@ def test_ctrl_c_at_any_step_of_taking_leaves_the_lock_to_others(step):
     lock.acquire()
     thread = threading.Thread(target=ask)
     thread.start()
-    wait_until(lambda: lock.waiting == 1 or outcome)
+    assert eventually(lambda: lock.waiting == 1 or outcome)
     lock.release()
     thread.join()
     assert outcome
