@@ -4,6 +4,7 @@
 #   make test     the whole suite, compiled and interpreted
 #   make lint     ruff, and mypy --strict
 #   make stress   the seeded stress tests for long: EFFORT=20 times the usual, SEEDS=10 of them
+#   make stress-long MINUTES=60    the rig's campaigns (docs/reliability.md) for so long in all, compiled
 #   make bench    beside LMDB, three ratios
 #   make bench-space, make bench-load    what is written, kept and read for each byte; a long random load.
 #                 BENCH='--data lines.tsv.xz --keys 200000' gives them arguments, BENCH=--help shows which
@@ -21,6 +22,8 @@ TESTS ?=
 BENCH ?=
 EFFORT ?= 20
 SEEDS ?= 10
+MINUTES ?= 60
+SEED ?= 0
 
 SOURCES := $(shell find mmlsm \( -name '*.py' -o -name '*.pxd' -o -name py.typed -o -type d \) ! -name __pycache__)
 PACKAGING := pyproject.toml setup.py MANIFEST.in $(wildcard README.md)
@@ -33,7 +36,7 @@ unexport PYTHONPATH
 # What benchmarks share stands beside them.
 BENCHMARK = PYTHONPATH=benchmarks $(VENV)/bin/python
 
-.PHONY: demo test test-compiled test-interpreted lint stress bench bench-space bench-load docs build build-interpreted clean
+.PHONY: demo test test-compiled test-interpreted lint stress stress-long bench bench-space bench-load docs build build-interpreted clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -58,6 +61,10 @@ lint: $(VENV)/tools
 stress: $(VENV)/installed
 	MMLSM_EXPECT_MODE=compiled $(VENV)/bin/python -m pytest --effort $(EFFORT) --seeds $(SEEDS) --timeout 3600 \
 	    $(or $(TESTS),tests/stress)
+
+stress-long: $(VENV)/installed
+	MMLSM_EXPECT_MODE=compiled $(VENV)/bin/python -m pytest -m campaign --minutes $(MINUTES) --seed $(SEED) \
+	    $(or $(TESTS),tests)
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python -m pip install -q lmdb

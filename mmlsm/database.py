@@ -19,6 +19,7 @@ from mmlsm import memory
 from mmlsm.check import Report
 from mmlsm.engine import Engine
 from mmlsm.errors import ClosedError, ConflictError, ReadOnlyError
+from mmlsm.file import SYSTEM, System
 from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
 from mmlsm.read.snapshot import Held, Hold, SeqPin, Snapshot
 from mmlsm.settings import DURABILITIES, Allocation, Durability, Settings, Verify
@@ -34,8 +35,8 @@ PathLike = str | Path
 class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # ranges where Mapping has views
     """One open file; `open()` makes it. Keys and values are bytes; see Reader for what reads."""
 
-    def __init__(self, path: PathLike, settings: Settings) -> None:
-        engine = self._engine = Engine(path, settings)
+    def __init__(self, path: PathLike, settings: Settings, system: System = SYSTEM) -> None:
+        engine = self._engine = Engine(path, settings, system)
         self._path = Path(path)
         self._opened_at = time.time()
         self._bare: Reader | None = None

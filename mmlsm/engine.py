@@ -19,7 +19,7 @@ from typing import Any
 from mmlsm import limits
 from mmlsm.check import Layout, Report, check_file
 from mmlsm.errors import Error, LockTimeout, ReadOnlyError
-from mmlsm.file import File, open_file, open_memory
+from mmlsm.file import SYSTEM, File, System, open_file, open_memory
 from mmlsm.format.superblock import NO_LOG
 from mmlsm.locks import FairLock
 from mmlsm.read.life import Life
@@ -58,7 +58,7 @@ POISON = b"\xdd" * limits.PAGE_BYTES
 class Engine:
     """One open database. `tell(state, seq)` style callbacks are set by the Database before its first commit."""
 
-    def __init__(self, path: str | Path, settings: Settings) -> None:
+    def __init__(self, path: str | Path, settings: Settings, system: System = SYSTEM) -> None:
         self.settings = settings
         self.life = Life()
         self.pins = Pins(debug=settings.debug)
@@ -69,14 +69,14 @@ class Engine:
         self._close_lock = threading.Lock()
         self._on_publish: Callable[[int], object] = lambda seq: None
         if str(path) == ":memory:":
-            self.file: File = open_memory()
-            channel = self.file.channel()
-            channel.pwrite(0, first_image())
-            channel.close()
+            self.file: File = open_memory(system=system)
+            with contextlib.closing(self.file.channel()) as channel:
+                channel.pwrite(0, first_image())
         else:
             self.file = open_file(
-                path, readonly=settings.readonly, create=settings.create, first_image=first_image, accept=accept
-            )
+                path, readonly=settings.readonly, create=settings.create,
+                first_image=first_image, accept=accept, system=system,
+            )  # fmt: skip
         try:
             self.file.on_fork(self.tell_forked)
             root = read_root(self.file)

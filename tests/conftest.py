@@ -20,6 +20,7 @@ import pytest
 import mmlsm
 import mmlsm.memory
 import proof
+from campaign import Campaign
 from mmlsm.cli import main as main_of_cli
 from mmlsm.settings import Settings
 
@@ -35,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mmlsm")
     group.addoption("--effort", type=int, default=1, help="times the usual number of steps in stress tests")
     group.addoption("--seeds", type=int, default=2, help="how many seeds each seeded test runs with")
+    group.addoption("--minutes", type=float, default=None, help="the campaigns' long form, for so long in all")
     group.addoption("--seed", type=int, default=None, help="the one seed to run seeded tests with")
 
 
@@ -59,6 +61,38 @@ def pytest_report_header(config: pytest.Config) -> str:
         f"mmlsm: {MODE}, at {PLACE}; Python {sys.version.split()[0]}; seeds {_seeds(config)}, "
         f"effort {config.getoption('--effort')}, hypothesis profile {hypothesis.settings._current_profile}"
     )
+
+
+CAMPAIGNS = pytest.StashKey[list[Campaign]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test that takes `campaign` is marked so, before `-m` chooses; its time is its own affair in the long form."""
+    for item in items:
+        if "campaign" in getattr(item, "fixturenames", ()):
+            item.add_marker("campaign")
+            if config.getoption("--minutes") is not None:
+                item.add_marker(pytest.mark.timeout(0), append=False)
+
+
+@pytest.fixture
+def campaign(request: pytest.FixtureRequest, mode: str) -> Campaign:
+    """How long to go on and where to tell what was reached (tests/campaign.py)."""
+    minutes = request.config.getoption("--minutes")
+    shares = sum(1 for item in request.session.items if item.get_closest_marker("campaign"))
+    seconds = None if minutes is None else minutes * 60 / shares
+    made = Campaign(request.node.nodeid.split("::")[-1], request.config.getoption("--seed") or 0, seconds, mode)
+    request.config.stash.setdefault(CAMPAIGNS, []).append(made)
+    return made
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    lines = [line for campaign in config.stash.get(CAMPAIGNS, []) for line in campaign.lines]
+    if lines:
+        terminalreporter.section("what the campaigns reached")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

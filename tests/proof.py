@@ -98,8 +98,8 @@ def watch(opened: Opened, monkeypatch: Any) -> None:
     """Note every engine that is made from now on."""
     plain = Engine.__init__
 
-    def noting(self: Engine, path: Any, settings: Settings) -> None:
-        plain(self, path, settings)
+    def noting(self: Engine, path: Any, settings: Settings, *system: Any) -> None:
+        plain(self, path, settings, *system)
         opened.note(self, os.fspath(path))
 
     monkeypatch.setattr(Engine, "__init__", noting)
