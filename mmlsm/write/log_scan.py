@@ -41,7 +41,8 @@ class Commit(NamedTuple):
 class LogScan(Iterator[Commit]):
     """An iterator of the commits from `position` on. While it goes on and after, `position` is where it stands.
 
-    `extents`: those seen, in order, the one it began in included; `seq`: the last commit's; `ended`: why it stopped.
+    `extents`: those seen, in order, the one it began in included, each as far as the file goes: a link can outlive the
+    growth that it was written for, where nothing was synced; `seq`: the last commit's; `ended`: why it stopped.
     """
 
     def __init__(
@@ -56,8 +57,8 @@ class LogScan(Iterator[Commit]):
         self._block = b""
         self._block_at = 0
         if position.page:
-            self.extents.append(Extent(position.page, position.pages))
             self._file_bytes = file.bytes
+            self._note(Extent(position.page, position.pages))
         else:
             self.ended = "there is no log"
 
@@ -104,10 +105,15 @@ class LogScan(Iterator[Commit]):
             self.ended = "a link is damaged"
             return
         extent = Extent(*link)
-        self.extents.append(extent)
+        self._note(extent)
         self.position = LogPosition(
             extent.first, extent.count, extent.first * PAGE, self.position.epoch, header.sum
         )
+
+    def _note(self, extent: Extent) -> None:
+        there = min(extent.count, self._file_bytes // PAGE - extent.first)
+        if there > 0:
+            self.extents.append(Extent(extent.first, there))
 
     def _record(self) -> tuple[Header, bytes] | None:
         """The record at `position`, verified; None after the last."""

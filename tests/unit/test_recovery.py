@@ -65,6 +65,27 @@ def test_commits_that_were_not_synced_are_lost_from_the_end_only(path: Path) -> 
                     assert len(again) == n + (n > 0)
 
 
+@pytest.mark.parametrize("there", [0, 1, 3])
+def test_a_link_may_outlive_the_growth_for_its_extent(path: Path, there: int) -> None:
+    """Link and size were not synced: the size may be lost alone, and the log ends where the file does."""
+    copy = path.with_name("copy.db")
+    with mmlsm.Database(path, Settings(durability="off", log_extent_bytes=4 * PAGE_BYTES)) as db:
+        for i in range(100):
+            db.put(b"%03d" % i, bytes(500))
+        db.sync()
+        committer = db._engine.committer
+        assert committer is not None
+        linked = committer.log.extents[1]
+        with open(copy_of(db, copy), "r+b") as file:
+            file.truncate((linked.first + there) * PAGE_BYTES)
+    proof.prove_file(copy)
+    with mmlsm.open(copy) as again:
+        assert list(again) == [b"%03d" % i for i in range(len(again))]
+        assert len(again) >= 25 + 5 * there
+        again[b"more"] = b"1"
+        proof.prove(again)
+
+
 def test_no_seq_is_given_twice_across_a_kill(path: Path) -> None:
     copy = path.with_name("copy.db")
     seqs: list[int] = []
