@@ -1,154 +1,106 @@
-"""kill -9 at random moments: after each, the file holds exactly the first k commits, for a k that was promised.
+"""kill -9 at random moments and at named points: after each, the file holds exactly the first k commits, k promised.
 
-A child commits from several threads, with flushes and merges all the time, and acknowledges over a pipe what the
-promise covers: in `full` and `group` each commit that returned, in `off` what `sync()` answered. Commits are numbered
-by the counter that each one writes; what else it writes is a function of its number and of nothing else, so the state
-after k commits can be told without the child. Short in CI; MMLSM_STRESS=long for 700 kills and more.
+Children of a fork server commit from several threads, with flushes, merges and truncations all the time, and say over a
+pipe what the promise covers: in `full` and `group` each commit that returned, in `off` what `sync()` answered and what
+a `close()` ended. The same file goes on, kill after kill, the kills of its creation and of recoveries among them.
+`make stress-long TESTS=tests/stress/test_kill.py` for the long form; `--seed` replays.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import selectors
 import signal
-import subprocess
-import sys
-import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import mmlsm
-import proof
-from kill_child import COUNTER, OPENED, Replayed
-from mmlsm.settings import Settings
+from campaign import Campaign
+from rig.forks import Child, ForkServer, fork_server
+from rig.life import job_of, small_settings
+from rig.numbered import History
+from rig.points import Point
 
-LONG = os.environ.get("MMLSM_STRESS") == "long"
-KILLS = 120 if LONG else 10
-"""For each mode and seed."""
-CHILD = Path(__file__).resolve().parent.parent / "kill_child.py"
-TINY = {"memtable_bytes": 8192, "leaf_bytes": 4096, "node_entries_max": 8, "log_extent_bytes": 1 << 16}
-
-
-@contextmanager
-def child(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
-    popen = subprocess.Popen(
-        [sys.executable, str(CHILD), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
-    try:
-        yield popen
-    finally:
-        popen.kill()
-        popen.wait()
-        assert popen.stdout is not None
-        popen.stdout.close()
+KILLED = -signal.SIGKILL
+PATIENCE_S = 60.0
 
 
-def kill_after(popen: subprocess.Popen[bytes], seconds: float, ready: bytes = b"ready") -> tuple[list[bytes], bool]:
-    """Let it run for so long from its first line on, then kill it; all whole lines, and whether it still ran."""
-    assert popen.stdout is not None
-    os.set_blocking(popen.stdout.fileno(), False)
-    data = b""
-    deadline = time.monotonic() + 60
-    begun = False
-    with selectors.DefaultSelector() as selector:
-        selector.register(popen.stdout, selectors.EVENT_READ)
-        while (left := deadline - time.monotonic()) > 0:
-            if selector.select(min(left, 0.05)):
-                piece = popen.stdout.read()
-                if piece == b"":
-                    break
-                data += piece or b""
-                if not begun and ready in data:
-                    begun = True
-                    deadline = time.monotonic() + seconds
-            elif popen.poll() is not None:
-                break
-    running = popen.poll() is None
-    popen.send_signal(signal.SIGKILL)
-    popen.wait()
-    while piece := popen.stdout.read():
-        data += piece
-    return data.split(b"\n")[:-1], running
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with fork_server() as started:
+        yield started
 
 
-def recovered(path: Path, acknowledged: int, replayed: Replayed) -> int:
-    """Prove a killed file whole and a prefix; how many commits it has."""
-    proof.prove_file(path)
-    with mmlsm.open(path, readonly=True) as db:
-        count = int(db.get(COUNTER, b"0"))
-        assert count >= acknowledged, f"{acknowledged} commits were acknowledged, {count} are there"
-        replayed.check(db, count)
-    return count
+def strike(child: Child, point: Point | None, rng: random.Random) -> str:
+    """Let the child run into its point, or kill it after a random while; where it was hit, "" if it ended before."""
+    if point is not None:
+        child.listen(PATIENCE_S)
+        assert child.ended, "it has neither come to its point nor to its end"
+    else:
+        child.listen(PATIENCE_S, until=rng.choice(["opening", "ready", "ready", "closing"]))
+        child.listen(rng.choice([0.001, 0.01, 0.03, 0.1]) * rng.random())
+    code = child.end()
+    assert code in (0, KILLED), f"exit code {code} after {child.lines[-3:]}"
+    if code == 0:
+        return ""
+    return next((line.removeprefix("at ") for line in child.lines if line.startswith("at ")), "at random")
 
 
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("durability", ["full", "group", "off"])
-def test_after_a_kill_a_prefix_of_the_commits_is_there(durability: str, path: Path, seed: int) -> None:
-    rng = random.Random(f"{durability} {seed}")
-    print(f"seed {seed}")
-    replayed = Replayed()
-    count = total = 0
-    for kill in range(KILLS):
-        pause = rng.choice([0.01, 0.03, 0.1, 0.3, 0.6, 1.0]) * rng.random()
-        with child("commit", path, durability, count, seed * 1000 + kill) as popen:
-            lines, running = kill_after(popen, pause)
-        assert running, (popen.returncode, lines[-3:])
-        acknowledged = max([count, *(int(line.split()[1]) for line in lines if line.startswith(b"done "))])
-        if rng.random() < 0.3:  # the next crash hits the recovery itself
-            with child("open", path, durability, 0, 0) as popen:
-                kill_after(popen, rng.random() * 0.01, ready=b"opening")
-        total = recovered(path, acknowledged, replayed)
-        if rng.random() < 0.3:
-            with mmlsm.Database(path, Settings(debug=True, durability="full", **TINY)) as db:
-                proof.prove(db)
-                replayed.check(db, total)
-                replayed.commit(db, total + 1, rng.choice(["full", "group", "off"]))
-                total += 1
-            assert recovered(path, total, replayed) == total
-        count = total
-    print(f"{count} commits over {KILLS} kills")
-    assert count > KILLS, "the kills left no time for any commit"
+def kill_once(server: ForkServer, path: Path, history: History, rng: random.Random) -> str:
+    """One life of the file, and a look at what it left; where it was hit."""
+    place = "opening" if not history.named and rng.random() < 0.7 else None
+    point = Point.any(rng, place) if rng.random() < 0.7 else None
+    closes = point is None or point.place == "closing"
+    commits = rng.randrange(1, 60) if closes else None
+    job = job_of(path, rng, loss="kill", expected=history.count, point=point, commits=commits)
+    child = server.start("rig.life:live", job)
+    hit = strike(child, point, rng)
+    history.hear(child.lines)
+    history.check(path)
+    return hit
 
 
-@pytest.mark.timeout(600)
-def test_a_kill_during_creation_leaves_no_file_or_a_sound_one(tmp_path: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    for kill in range(100 if LONG else 6):
-        path = tmp_path / f"{kill}.db"
-        if kill % 3 == 0:
-            path.write_bytes(b"")
-        with child("open", path, "full", 0, 0) as popen:
-            kill_after(popen, rng.random() * 0.01, ready=b"opening")
-        if path.exists() and path.stat().st_size and path.read_bytes().strip(b"\0"):
-            proof.prove_file(path)
-        with mmlsm.open(path) as db:
-            assert set(db) <= {OPENED}
-            db[b"a"] = b"1"
-        with mmlsm.open(path) as db:
-            assert db[b"a"] == b"1"
-        assert [name.name for name in tmp_path.iterdir() if name.name.startswith(".")] == []
-
-
-@pytest.mark.timeout(600)
-def test_a_killed_writer_frees_its_lock_though_a_forked_child_lives(path: Path) -> None:
-    with child("fork", path, "full", 0, 0) as popen:
-        assert popen.stdout is not None
-        assert [popen.stdout.readline() for _ in range(2)] == [b"opening\n", b"ready\n"]
-        grandchild = int(popen.stdout.readline())
+def test_after_a_kill_a_prefix_of_the_commits_is_there(campaign: Campaign, server: ForkServer, tmp_path: Path) -> None:
+    hits: Counter[str] = Counter()
+    history, path, commits, seed = History(), tmp_path / "0.db", 0, campaign.seed
+    for number in campaign.trials(230, 100_000):
+        rng = random.Random(f"{campaign.seed} {number}")
         try:
-            with pytest.raises(mmlsm.LockedError) as caught:
-                mmlsm.open(path)
-            assert caught.value.pid == popen.pid
-            popen.kill()
-            popen.wait()
-            with mmlsm.open(path) as db:
-                assert db[b"before"] == b"the fork"
-                db[b"after"] = b"the kill"
-        finally:
-            os.kill(grandchild, signal.SIGKILL)
+            hit = kill_once(server, path, history, rng)
+            if history.named and rng.random() < 0.1:
+                history.go_on(path, rng, small_settings(rng))
+        except BaseException as error:
+            error.add_note(f"seed {seed}, trial {number}")
+            raise
+        hits[hit] += 1
+        assert {name.name for name in tmp_path.iterdir()} <= {path.name}, "something was left beside the file"
+        if rng.random() < 0.04:
+            commits += history.count
+            path.unlink(missing_ok=True)
+            history, path = History(), tmp_path / f"{number}.db"
+            if rng.random() < 0.3:
+                path.write_bytes(bytes(rng.choice([0, 1, 4096, 12288])))
+    ended = hits.pop("", 0)
+    named = sum(hits.values()) - hits["at random"]
+    assert named > 0, "no named point was met"
+    commits += history.count
+    assert commits > sum(hits.values()), "the kills left no time for any commit"
+    campaign.report(kills=sum(hits.values()), at_points=named, points=len(hits) - 1, closed=ended, commits=commits)
+
+
+def test_a_killed_writer_frees_its_lock_though_a_forked_child_lives(server: ForkServer, path: Path) -> None:
+    writer = server.start("rig.life:live_and_fork", {"path": str(path)})
+    try:
+        assert writer.listen(PATIENCE_S, until="")
+        with pytest.raises(mmlsm.LockedError) as caught:
+            mmlsm.open(path)
+        assert caught.value.pid == writer.pid
+        assert writer.end() == KILLED
+        with mmlsm.open(path) as db:
+            assert db[b"before"] == b"the fork"
+            db[b"after"] = b"the kill"
+    finally:
+        os.kill(int(writer.lines[0]), signal.SIGKILL)

@@ -1,0 +1,123 @@
+"""One life of a database, in a child of the fork server: opened, written to by several threads, struck down.
+
+What a child is told, its job: `path`; `settings`; `durability`, "mixed" for another at each commit; `expected`, how
+many commits it must find; `seed`; `loss`, what its promises are to survive: "kill" or "power"; `commits`, after so many
+it closes, 0 for none at all, None for never; `point` (rig/points.py) and `strike`, a signal's number.
+
+What it says: "opening"; "ready" once open; "gave N SEQ" for each commit that returned; "done N" once the first N are
+promised; "closing"; "closed"; "at POINT" when it is struck there. A failure is said line by line (rig/forks.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import mmlsm
+from mmlsm.settings import DURABILITIES, Settings
+from rig.forks import say, say_error
+from rig.numbered import COUNTER, THREADS, write
+from rig.points import Point, Struck
+
+PROMISED = {"kill": {"full", "group"}, "power": {"full"}}
+"""What a commit that returned promises to survive, by its durability."""
+
+
+def job_of(path: object, rng: random.Random, **more: Any) -> dict[str, Any]:
+    """A job with settings that make flushes, merges and truncations frequent; `more` overrides."""
+    return {
+        "path": str(path),
+        "settings": small_settings(rng),
+        "durability": rng.choice([*DURABILITIES, "mixed"]),
+        "seed": rng.randrange(1 << 32),
+        "strike": int(signal.SIGKILL),
+        "point": None,
+        "commits": None,
+        **more,
+    }
+
+
+def small_settings(rng: random.Random) -> dict[str, Any]:
+    """Inner knobs that make much happen with little data."""
+    return {
+        "memtable_bytes": rng.choice([4096, 8192, 32768]),
+        "leaf_bytes": rng.choice([4096, 8192]),
+        "node_entries_max": rng.choice([4, 8, 16, 8192]),
+        "fan_out": rng.choice([2, 4]),
+        "slice_bytes": rng.choice([1 << 14, 8 << 20]),
+        "log_extent_bytes": 1 << 16,
+        "allocation": rng.choice(["earliest", "best"]),
+        "group_interval": rng.choice([0.005, 0.05]),
+    }
+
+
+def live(job: dict[str, Any]) -> None:
+    """Open, commit from several threads, and close if it comes to that."""
+    sys.setswitchinterval(1e-4)
+    point = None if job["point"] is None else Point(*job["point"])
+    system = Struck(point, signal.Signals(job["strike"]), job["seed"])
+    say("opening")
+    durability = "full" if job["durability"] == "mixed" else job["durability"]
+    db = mmlsm.Database(job["path"], Settings(durability=durability, **job["settings"]), system)
+    found = int(db.get(COUNTER, b"0"))
+    assert found == job["expected"], f"{job['expected']} commits were there, the writer finds {found}"
+    system.phase = ""
+    say("ready")
+    if job["commits"] == 0:
+        time.sleep(60)
+    left = itertools.repeat(None) if job["commits"] is None else itertools.repeat(None, job["commits"])
+    threads = [threading.Thread(target=commit_all, args=(db, job, left, i)) for i in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    system.phase = "closing"
+    say("closing")
+    last = int(db[COUNTER])
+    db.close()
+    say(f"done {last}")
+    say("closed")
+
+
+def commit_all(db: Any, job: dict[str, Any], left: Any, thread: int) -> None:
+    """Commit as long as something is `left`; a failure ends the process."""
+    try:
+        rng = random.Random(f"{job['seed']} {thread}")
+        for _ in left:
+            commit(db, job, rng)
+            if rng.random() < 0.01:
+                db.compact()
+    except BaseException:
+        say_error()
+        os._exit(3)
+
+
+def commit(db: Any, job: dict[str, Any], rng: random.Random) -> None:
+    """Make the next commit, and say what is promised of it."""
+    durability = rng.choice(DURABILITIES) if job["durability"] == "mixed" else job["durability"]
+    with db.begin(write=True) as transaction:
+        number = int(transaction.get(COUNTER, b"0")) + 1
+        write(transaction, number)
+        seq = transaction.commit(durability=durability)
+    say(f"gave {number} {seq}")
+    if durability in PROMISED[job["loss"]]:
+        say(f"done {number}")
+    elif rng.random() < 0.05:
+        number = int(db[COUNTER])
+        db.sync()
+        say(f"done {number}")
+
+
+def live_and_fork(job: dict[str, Any]) -> None:
+    """Open, commit, and fork a child that lives on; says its pid."""
+    db = mmlsm.open(job["path"])
+    db[b"before"] = b"the fork"
+    if not os.fork():
+        say(str(os.getpid()))  # by now it has given up what is its parent's
+    time.sleep(60)
