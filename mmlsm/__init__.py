@@ -28,6 +28,8 @@ from mmlsm.memory import COMPILED
 from mmlsm.read.cursor import Cursor
 from mmlsm.read.reader import Reader
 from mmlsm.read.snapshot import Snapshot
+from mmlsm.rescue.report import SalvageReport
+from mmlsm.rescue.salvage import salvage
 from mmlsm.stats import Stats
 from mmlsm.write.batch import Batch
 from mmlsm.write.transaction import Transaction
@@ -51,9 +53,11 @@ __all__ = [
     "ReadOnlyError",
     "Reader",
     "Report",
+    "SalvageReport",
     "Snapshot",
     "Stats",
     "StorageError",
     "Transaction",
     "open",
+    "salvage",
 ]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import mmlsm
-from mmlsm.cli import demonstration, entries, lines, map, page, shape, whole
+from mmlsm.cli import demonstration, entries, lines, map, page, salvage, shape, whole
 from mmlsm.cli.arguments import EXIT_CODES, EXIT_DATABASE, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Parser, UsageError
 
 __all__ = ["main"]
@@ -32,7 +32,7 @@ def grammar() -> Parser:
     mode = "compiled" if mmlsm.COMPILED else "interpreted"
     parser.add_argument("--version", action="version", version=f"mmlsm {mmlsm.__version__} ({mode})")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for part in (demonstration, entries, lines, whole, shape, page, map):
+    for part in (demonstration, entries, lines, whole, salvage, shape, page, map):
         part.add(commands)
     return parser
 

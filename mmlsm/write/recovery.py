@@ -80,6 +80,12 @@ def read_root(file: File) -> Root:
         bits = Bitmap(limits.HEADER_PAGES)
         bits.set(0, limits.HEADER_PAGES)
         return Root(superblock, agree, order, Manifest(install=0, uuid=superblock.uuid), bits)
+    manifest = read_manifest(file, superblock)
+    return Root(superblock, agree, order, manifest, read_bitmap(file, manifest))
+
+
+def read_manifest(file: File, superblock: Superblock) -> Manifest:
+    """The manifest that a superblock names, proved by its sum."""
     reference = superblock.manifest
     data = file.pread(reference.page * PAGE, reference.length)
     if len(data) != reference.length:
@@ -90,13 +96,18 @@ def read_root(file: File) -> Root:
     manifest = decode_manifest(data, reference.sum, reference.page)
     if manifest.uuid != superblock.uuid or manifest.install != superblock.install:
         raise CorruptionError("the manifest belongs to another superblock; restore a backup", page=reference.page)
+    return manifest
+
+
+def read_bitmap(file: File, manifest: Manifest) -> Bitmap:
+    """The free-space bitmap that a manifest names, each page proved by its sum."""
     pages = []
     for page, expected in manifest.bitmap:
         bits_of_page = file.pread(page * PAGE, PAGE)
         if len(bits_of_page) != PAGE or checksum(bits_of_page) != expected:
             raise CorruptionError(f"page {page}: the free-space bitmap is damaged; restore a backup", page=page)
         pages.append(bits_of_page)
-    return Root(superblock, agree, order, manifest, Bitmap.from_pages(manifest.file_pages, pages))
+    return Bitmap.from_pages(manifest.file_pages, pages)
 
 
 def replay_log(file: File, root: Root) -> Replay:

@@ -21,7 +21,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 COMMANDS = [
     *("demo", "get", "put", "delete", "scan", "keys", "load"),
-    *("dump", "info", "levels", "map", "free", "verify", "compact", "page"),
+    *("dump", "info", "levels", "map", "free", "verify", "salvage", "compact", "page"),
 ]
 PAGE = 4096
 
@@ -259,7 +259,7 @@ def test_pages_of_a_file_whose_root_is_damaged(run: Run, filled: Path) -> None:
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("demo", "put", "load")])
 def test_a_missing_file_is_one_line(run: Run, path: Path, command: str) -> None:
-    more = {"get": ["key"], "delete": ["key"], "page": ["0"]}.get(command, [])
+    more = {"get": ["key"], "delete": ["key"], "page": ["0"], "salvage": [path.with_name("out")]}.get(command, [])
     code, out, err = run(command, path, *more)
     assert (code, out, err.count("\n")) == (3, "", 1)
     assert err.startswith("mmlsm: there is no file")

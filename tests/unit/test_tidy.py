@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("check", "stats"),
     ("engine",),
     ("database",),
+    ("rescue",),
     ("",),  # the package itself: the names that programs import
     ("dbm", "cli", "demo", "bench", "__main__"),
 )

@@ -1,0 +1,247 @@
+"""Children of a damaged parent: which of them can still be found, and which of those are proved.
+
+A node's sum stands in its parent, so a lost parent takes the proof of its children with it, but rarely all: damage hits
+some bytes, and any sum that still stands among the others proves the node that has it. So, for each damaged parent:
+
+1. Look at all pages that the bitmap marks as in use and that nothing else reaches: the lost nodes are among them.
+2. A node whose sum stands, as an aligned word, in the bytes of the damaged parent is its child: *proved*, for no other
+   64 bits are there by accident. Its place among its sisters is that of the word. What is below it is proved as ever.
+3. If the entries of these children are as many as the damaged parent had, by the word of whoever refers to it, nothing
+   is lost. Else the ranges where a child is missing are lost ones.
+4. A leaf in such a range that no sum proves, whose structure and order of keys are sound, and which fits one range
+   only, is *unproved*: it is taken if asked for, and the ranges are called uncertain as well.
+
+Leaves by structure are taken from pages in use alone (with the bitmap lost, not at all): free pages hold old versions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from mmlsm import limits
+from mmlsm.errors import CorruptionError, StorageError
+from mmlsm.format import parent
+from mmlsm.format.checksum import checksum
+from mmlsm.format.page import CODEC_RAW, KIND_LEAF, KIND_PARENT
+from mmlsm.read.pages import Pages
+from mmlsm.rescue.report import after
+from mmlsm.rescue.trees import Place, Trees
+from mmlsm.space.bitmap import Bitmap
+
+if TYPE_CHECKING:
+    from mmlsm.file import File
+    from mmlsm.format.manifest import Manifest
+
+PAGE: Final = limits.PAGE_BYTES
+
+Span = tuple[bytes, bytes | None]
+"""low <= key < high."""
+
+
+class Orphan(NamedTuple):
+    """A node that is sound by itself, found without a reference to it."""
+
+    page: int
+    pages: int
+    sum: int
+    height: int
+    entries: int
+    birth: int
+
+
+@dataclass(slots=True)
+class Gap:
+    """A damaged parent, and what was found below it."""
+
+    place: Place
+    words: dict[int, int]
+    """What 8-byte words its pages hold, and where."""
+    proved: list[Place] = field(default_factory=list)
+    unproved: list[Place] = field(default_factory=list)
+    missing: list[Span] = field(default_factory=list)
+
+    @property
+    def lost(self) -> int:
+        """Entries that are neither proved nor taken unproved."""
+        return self.place.entries - sum(place.entries for place in (*self.proved, *self.unproved))
+
+
+class Search:
+    """The search for the children of all damaged parents of a version."""
+
+    def __init__(self, trees: Trees, manifest: Manifest, bits: Bitmap | None, *, unproved: bool) -> None:
+        self.trees = trees
+        self.manifest = manifest
+        self.gaps: list[Gap] = []
+        self._bits = bits
+        self._unproved = unproved and bits is not None
+        self._claimed = Bitmap(max(trees.file.pages, manifest.file_pages))
+
+    def run(self) -> list[Gap]:
+        """Every damaged parent, with what was found; `trees.adopted` leads to it. Cost without one: the parents."""
+        roots = [self.trees.root_of(record) for record in self.manifest.segments()]
+        if not any(place.fault and place.height for place in self.trees.walk(roots, leaves=False)):
+            return []
+        self._claim([(0, limits.HEADER_PAGES), *((number, 1) for number, _ in self.manifest.bitmap)])
+        for record in self.manifest.segments():
+            if record.filter is not None:
+                self._claim([(record.filter.page, record.filter.pages)])
+        for retirement in self.manifest.retired:
+            self._claim(retirement.extents)
+        todo = self._descend(roots)
+        found = list(orphans_in(self.trees.file, self._hidden()))
+        while todo:
+            gap = todo.pop()
+            self.gaps.append(gap)
+            todo += self._adopt(gap, found)
+        for gap in self.gaps:
+            gap.missing = self._missing(gap) if gap.lost else []
+        if self._unproved:
+            self._guess(found)
+        return self.gaps
+
+    # -- which pages are whose
+
+    def _claim(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Note that these pages have an owner."""
+        for first, count in extents:
+            count = min(count, self._claimed.pages - first)
+            if count > 0:
+                self._claimed.set(first, count)
+
+    def _descend(self, places: Iterable[Place]) -> list[Gap]:
+        """Claim all that these places lead to; the damaged parents among them."""
+        gaps = []
+        for place in self.trees.walk(places):
+            self._claim([place.node[:2]])
+            if place.fault:
+                if place.height:
+                    gaps.append(Gap(place, words_of(self.trees.file, place)))
+            elif not place.height:
+                self._claim((extent.page, extent.pages) for extent in self.trees.extents_of(place))
+        return gaps
+
+    def _hidden(self) -> Iterator[tuple[int, int]]:
+        """The pages that are in use, as far as that is known, and that nothing reaches."""
+        hidden = Bitmap(self._claimed.pages)
+        for first, count in self._bits.extents() if self._bits is not None else [(0, hidden.pages)]:
+            hidden.set(first, min(count, hidden.pages - first))
+        for extent in self._claimed.extents():
+            hidden.clear(*extent)
+        return iter(list(hidden.extents()))
+
+    # -- children that a sum proves
+
+    def _adopt(self, gap: Gap, found: list[Orphan]) -> list[Gap]:
+        """Give a damaged parent the children whose sums it still has; the damaged parents below them."""
+        place = gap.place
+        children = {one.sum: one for one in found if one.height == place.height - 1 and one.sum in gap.words}
+        gap.proved = [self._place(gap, children[total]) for total in sorted(children, key=gap.words.__getitem__)]
+        self.trees.adopted[place.node[0]] = gap.proved
+        return self._descend(gap.proved)
+
+    @staticmethod
+    def _place(gap: Gap, orphan: Orphan) -> Place:
+        """Where an orphan is taken to stand."""
+        return Place(
+            gap.place.record, (orphan.page, orphan.pages, orphan.sum), orphan.height, gap.place.low, gap.place.high,
+            orphan.entries,
+        )  # fmt: skip
+
+    def _missing(self, gap: Gap) -> list[Span]:
+        """Where a child may be missing: before, behind, and between two whose sums do not stand side by side."""
+        spans: list[Span] = []
+        low, high = gap.place.low, gap.place.high
+        expected = -1
+        for place in gap.proved:
+            at = gap.words[place.node[2]]
+            first = self.trees.edge_key(place, last=False)
+            last = self.trees.edge_key(place, last=True)
+            if at != expected:
+                spans.append((low, high if first is None else first))
+            if last is not None:
+                low = after(last)
+            expected = at + 8
+        spans.append((low, high))
+        return [(low, high) for low, high in spans if high is None or low < high]
+
+    # -- leaves that nothing proves
+
+    def _guess(self, found: list[Orphan]) -> None:
+        """Give each gap the leaves that fit it alone, and that no other such leaf overlaps with."""
+        for orphan in found:
+            later = orphan.birth > self.manifest.install
+            if orphan.height or later or self._claimed.any_set(orphan.page, orphan.pages):
+                continue
+            fitting = [gap for gap in self.gaps if gap.lost >= orphan.entries and self._fits(gap, orphan)]
+            if len(fitting) == 1:
+                fitting[0].unproved.append(self._place(fitting[0], orphan))
+        for gap in self.gaps:
+            gap.unproved = without_overlaps(self.trees, gap.unproved)
+            for place in gap.unproved:
+                self._claim([place.node[:2]])
+
+    def _fits(self, gap: Gap, orphan: Orphan) -> bool:
+        """Whether an orphan's keys ascend, and all lie where a child of this gap is missing."""
+        if orphan.pages > gap.place.record.leaf_pages:
+            return False
+        faults: list[object] = []
+        keys = [entry.key for entry in self.trees.entries_of(self._place(gap, orphan), faults.append)]
+        if not keys or any(a >= b for a, b in itertools.pairwise(keys)):
+            return False
+        return any(low <= keys[0] and (high is None or keys[-1] < high) for low, high in gap.missing)
+
+
+def without_overlaps(trees: Trees, places: list[Place]) -> list[Place]:
+    """These leaves by key, without any whose keys lie among another's."""
+    bounds = []
+    for place in places:
+        first, last = trees.edge_key(place, last=False), trees.edge_key(place, last=True)
+        if first is not None and last is not None:
+            bounds.append((first, last, place))
+    return [
+        place._replace(low=first, high=after(last))
+        for first, last, place in sorted(bounds, key=lambda bound: bound[0])
+        if sum(one <= last and first <= other for one, other, _ in bounds) == 1
+    ]
+
+
+def words_of(file: File, place: Place) -> dict[int, int]:
+    """The aligned 8-byte words in a node's pages, with the place of each; none where they cannot be read."""
+    try:
+        data = file.pread(place.node[0] * PAGE, place.node[1] * PAGE)
+    except StorageError:
+        return {}
+    data = data[: len(data) // 8 * 8]
+    return {word: 8 * i for i, (word,) in enumerate(struct.iter_unpack("<Q", data))}
+
+
+def orphans_in(file: File, extents: Iterable[tuple[int, int]]) -> Iterator[Orphan]:
+    """Every node in these pages that is sound by itself."""
+    pages = Pages(file, file.whole_window(), "first-read", None)
+    for first, count in extents:
+        for number in range(first, min(first + count, file.pages)):
+            orphan = orphan_at(file, pages, number)
+            if orphan is not None:
+                yield orphan
+
+
+def orphan_at(file: File, pages: Pages, number: int) -> Orphan | None:
+    """The node that begins in a page, if it looks sound."""
+    try:
+        kind, codec, count, height = file.pread(number * PAGE, 4).ljust(4, b"\0")
+        if kind not in (KIND_LEAF, KIND_PARENT) or codec != CODEC_RAW or number + count > file.pages:
+            return None
+        total = checksum(file.pread(number * PAGE, count * PAGE))
+        pages.touch_anew((number, count, total), height)
+    except (CorruptionError, StorageError):
+        return None
+    if kind == KIND_LEAF:
+        entries = pages.count_of(number)
+    else:
+        entries = sum(child[6] for child in parent.children_of(pages.window, number))
+    return Orphan(number, count, total, height, entries, pages.birth_of(number))

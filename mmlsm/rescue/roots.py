@@ -1,0 +1,238 @@
+"""Where a salvage begins: the version that the file's root leads to, or the best that is left of it, and the log.
+
+One thread; nothing is written. In this order:
+
+1. The newest superblock whose manifest is proved by its sum: exact. Where that is the older slot, its log has what the
+   lost manifest had (docs/format.md, "Superblock", invariant 1), and the log's numbers show whether it does.
+2. Of all pages that hold what may be a manifest the newest whose references some sum proves. Its segments are proved,
+   as ever, by the sums in it; but whether they are the last that there were nobody knows, so all is uncertain.
+3. No manifest: nodes by their structure alone (`relics`); all is uncertain.
+
+I1. A format that this program does not know is refused by name, as at opening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from mmlsm import limits
+from mmlsm.errors import CorruptionError, Error, FormatError, StorageError
+from mmlsm.format import manifest as manifests
+from mmlsm.format import superblock as superblocks
+from mmlsm.format.checksum import checksum
+from mmlsm.format.manifest import Manifest, Reference
+from mmlsm.format.page import CODEC_RAW, KIND_MANIFEST
+from mmlsm.format.superblock import LogPosition, Superblock
+from mmlsm.rescue import relics
+from mmlsm.rescue.report import SalvageReport
+from mmlsm.rescue.trees import what
+from mmlsm.write.log_end import cut_off
+from mmlsm.write.log_record import COMMIT_RECORD, HEADER_BYTES, decode_header
+from mmlsm.write.log_scan import scan_log
+from mmlsm.write.merge_policy import age_fault
+from mmlsm.write.recovery import is_sound, read_bitmap, read_manifest
+
+if TYPE_CHECKING:
+    from mmlsm.file import File
+    from mmlsm.space.bitmap import Bitmap
+
+PAGE: Final = limits.PAGE_BYTES
+BLOCK_PAGES: Final = 256
+
+
+@dataclass(slots=True)
+class Basis:
+    """What to bring out: the segments of `manifest`, and over them the log's commits (None: deleted)."""
+
+    manifest: Manifest
+    bits: Bitmap | None = None
+    """The free-space bitmap; None where it is lost."""
+    table: dict[bytes, bytes | Reference | None] = field(default_factory=dict)
+    seq: int = 0
+    """The last commit that is known to be covered."""
+
+
+def find_basis(file: File, report: SalvageReport) -> Basis:
+    """The best that the file's roots lead to. FormatError: not a database, or of a format that we do not know."""
+    blocks = valid_blocks(file, report)
+    basis = of_superblocks(file, blocks, report) or of_pages(file, blocks, report)
+    if basis is None:
+        if not blocks and not any(head.startswith(superblocks.MAGIC) for head in slots_of(file)):
+            raise FormatError(f"{file.path} is not an mmlsm database, nor is anything of one in it")
+        report.doubt("there is no manifest left: all that was found is nodes that look sound, the newest first")
+        basis = Basis(relics.manifest_of(file))
+    if basis.bits is None and basis.manifest.bitmap:
+        try:
+            basis.bits = read_bitmap(file, basis.manifest)
+        except (CorruptionError, StorageError) as error:
+            report.note(what(error))
+    if blocks:
+        replay_logs(file, blocks, basis, report)
+    else:
+        replay_found_logs(file, basis)
+    return basis
+
+
+def slots_of(file: File) -> list[bytes]:
+    """The bytes of both superblock slots, as far as they can be read."""
+    found = []
+    for slot in range(superblocks.SLOTS):
+        try:
+            found.append(file.pread(slot * PAGE, PAGE))
+        except StorageError:
+            found.append(b"")
+    return found
+
+
+def valid_blocks(file: File, report: SalvageReport) -> list[Superblock]:
+    """The superblocks that are sound, newest first, each once."""
+    blocks: list[Superblock] = []
+    strange: list[FormatError] = []
+    for slot, data in enumerate(slots_of(file)):
+        try:
+            block = superblocks.decode(data.ljust(PAGE, b"\0"), slot)
+        except FormatError as error:
+            if data.startswith(superblocks.MAGIC):
+                if superblocks.is_sealed(data):
+                    raise
+                strange.append(error)
+            report.note(f"superblock slot {slot} is damaged: {error}")
+        except CorruptionError as error:
+            report.note(what(error))
+        else:
+            if block not in blocks:
+                blocks.append(block)
+    if len(strange) == superblocks.SLOTS and str(strange[0]) == str(strange[1]):
+        raise strange[0]
+    if len({block.generation for block in blocks}) < len(blocks):
+        report.doubt(f"the superblock slots differ in generation {blocks[0].generation}")
+    return sorted(blocks, key=lambda block: -block.generation)
+
+
+def of_superblocks(file: File, blocks: list[Superblock], report: SalvageReport) -> Basis | None:
+    """The version of the newest superblock whose manifest is proved."""
+    for block in blocks:
+        try:
+            if block.manifest.pages:
+                manifest = read_manifest(file, block)
+            else:
+                manifest = Manifest(install=0, uuid=block.uuid)
+        except (CorruptionError, FormatError, StorageError) as error:
+            report.note(f"generation {block.generation}: {what(error)}")
+            continue
+        if block.generation < blocks[0].generation - 1:
+            report.doubt(f"what counts is generation {block.generation}, which is older than the lost one before last")
+        return Basis(manifest, seq=block.seq)
+    return None
+
+
+def of_pages(file: File, blocks: list[Superblock], report: SalvageReport) -> Basis | None:
+    """The newest manifest in any page of which something is proved."""
+    uuids = {block.uuid for block in blocks}
+    best: tuple[int, Manifest] | None = None
+    for number, manifest in manifests_in(file):
+        if uuids and manifest.uuid not in uuids:
+            continue
+        if (best is None or manifest.install > best[1].install) and is_backed(file, manifest):
+            best = number, manifest
+    if best is None:
+        return None
+    number, manifest = best
+    report.doubt(
+        f"no superblock leads to a sound manifest: that of install {manifest.install} in page {number} counts, "
+        "and there may have been newer ones"
+    )
+    return Basis(manifest, seq=max((record.seq_high for record in manifest.segments()), default=0))
+
+
+def manifests_in(file: File) -> Iterator[tuple[int, Manifest]]:
+    """What decodes as a manifest, from any page on; its sum, which stands elsewhere, is not known."""
+    for number, data in pages_of(file):
+        if data[0] != KIND_MANIFEST or data[1] != CODEC_RAW:
+            continue
+        length = int.from_bytes(data[16:24], "little")
+        if length > file.bytes - number * PAGE:
+            continue
+        try:
+            manifest = manifests.decode(file.pread(number * PAGE, length))
+        except Error:
+            continue
+        if age_fault(manifest.levels) is None:
+            yield number, manifest
+
+
+def pages_of(file: File) -> Iterator[tuple[int, bytes]]:
+    """Each whole page after the header that can be read."""
+    total = file.pages
+    for first in range(limits.HEADER_PAGES, total, BLOCK_PAGES):
+        count = min(BLOCK_PAGES, total - first)
+        yield from read_pages(file, first, count)
+
+
+def read_pages(file: File, first: int, count: int) -> Iterable[tuple[int, bytes]]:
+    """These pages; where the medium refuses some of them, the others."""
+    try:
+        data = file.pread(first * PAGE, count * PAGE)
+    except StorageError:
+        if count == 1:
+            return []
+        half = count // 2
+        return [*read_pages(file, first, half), *read_pages(file, first + half, count - half)]
+    return [(first + i, data[i * PAGE : (i + 1) * PAGE]) for i in range(len(data) // PAGE)]
+
+
+def is_backed(file: File, manifest: Manifest) -> bool:
+    """Whether at least one page is what the manifest says: so it is no manifest of another file, kept as a value."""
+    named = [(number, 1, total) for number, total in manifest.bitmap]
+    named += [(record.root_page, record.root_pages, record.root_sum) for record in manifest.segments()]
+    for number, count, total in named:
+        try:
+            if checksum(file.pread(number * PAGE, count * PAGE)) == total:
+                return True
+        except StorageError:
+            continue
+    return False
+
+
+# -- the log
+
+
+def replay_logs(file: File, blocks: list[Superblock], basis: Basis, report: SalvageReport) -> None:
+    """Put the commits of the superblocks' logs over the segments, the oldest first; a hole between two is told."""
+    for block in reversed(blocks):
+        replay(file, block.log, max(block.seq, basis.seq), basis, report)
+    if basis.seq < blocks[0].seq:
+        report.doubt(f"commits {basis.seq + 1} to {blocks[0].seq} are not all there")
+
+
+def replay(file: File, position: LogPosition, seq: int, basis: Basis, report: SalvageReport | None) -> None:
+    """Put the commits above `seq` of the log at `position` over what there is."""
+    scan = scan_log(file, position, lambda reference: is_sound(file, reference))
+    try:
+        for commit in scan:
+            if commit.seq > seq:
+                basis.table.update(commit.items)
+                basis.seq = commit.seq
+        rest = cut_off(file, scan)
+    except (CorruptionError, FormatError, StorageError) as error:
+        rest = f"the log breaks off after commit {scan.seq}: {what(error)}"
+    if rest and report is not None:
+        report.doubt(f"{rest} ({scan.ended or 'it cannot be read'}); what follows is lost")
+
+
+def replay_found_logs(file: File, basis: Basis) -> None:
+    """Without a superblock: the commits above the segments' of each log record that begins a page."""
+    known = basis.seq
+    epochs: dict[int, list[LogPosition]] = {}
+    newest: dict[int, int] = {}
+    for number, data in pages_of(file):
+        header = decode_header(data[:HEADER_BYTES], 0)
+        if header is not None and header.seq > known and header.epoch and header.kind == COMMIT_RECORD:
+            position = LogPosition(number, file.pages - number, number * PAGE, header.epoch, header.predecessor)
+            epochs.setdefault(header.epoch, []).append(position)
+            newest[header.epoch] = max(newest.get(header.epoch, 0), header.seq)
+    if epochs:
+        for position in epochs[max(newest, key=newest.__getitem__)]:
+            replay(file, position, basis.seq, basis, None)
