@@ -122,6 +122,7 @@ class History:
         if not self.named and (not path.exists() or not path.read_bytes().strip(b"\0")):
             assert self.promised == 0
             return
+        assert path.exists(), "it was opened for writing, and its name is gone"
         proof.prove_file(path)
         with mmlsm.open(path, readonly=True) as db:
             count = int(db.get(COUNTER, b"0"))
