@@ -5,7 +5,7 @@ the file's `System`.
 
 I1. Bytes are taken whole or not at all as far as the caller can tell: short writes and EINTR are gone on with.
 I2. A failed sync is final (R10): it is never retried, it sets the file's `failure`, and each sync, also one that
-    succeeds, looks at that before it acknowledges.
+    succeeds, looks at that before it acknowledges. One that ended for want of memory may have failed as well.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
 """Errors that say that there is no such call here, and that nothing was done."""
 
 
-def refused(error: OSError, doing: str) -> StorageError:
+def refused(error: OSError | MemoryError, doing: str) -> StorageError:
     """What the operating system would not do, with its errno."""
+    if isinstance(error, MemoryError):
+        return StorageError(errno.ENOMEM, f"{doing}: no memory")
     return StorageError(error.errno, f"{doing}: {error.strerror or error}")
 
 
@@ -67,8 +69,8 @@ class Channel:
         if file.durable_writes:
             try:
                 write_all(self._system.pwrite_durably, self._descriptor.fd, data, offset)
-            except OSError as error:
-                if error.errno not in UNSUPPORTED:
+            except (OSError, MemoryError) as error:
+                if isinstance(error, MemoryError) or error.errno not in UNSUPPORTED:
                     raise file.sync_failed(error) from error
                 file.durable_writes = False  # not on this kernel or file system: never asked again
             else:
@@ -85,7 +87,7 @@ class Channel:
         self._file.check_writable()
         try:
             self._system.sync(self._descriptor.fd)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             raise self._file.sync_failed(error) from error
         self._file.check_failure()
 

@@ -23,7 +23,7 @@ from mmlsm.file import SYSTEM, System
 from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
 from mmlsm.read.snapshot import Held, Hold, SeqPin, Snapshot
 from mmlsm.settings import DURABILITIES, Allocation, Durability, Settings, Verify
-from mmlsm.stats import MergeStats, SegmentStats, SpaceStats, StallStats, Stats, pin_stats
+from mmlsm.stats import MergeStats, SegmentStats, SpaceStats, StallStats, Stats, pin_stats, trouble_of
 from mmlsm.write.batch import Batch, give_all_back
 from mmlsm.write.merge_jobs import levels_of
 from mmlsm.write.merge_policy import runs_bound
@@ -366,8 +366,8 @@ def gather(engine: Engine, state: ReadState | None, seq: int, held: list[Held]) 
         stalls=sum(stall.stalls for stall in stalled),
         stall_s=sum(stall.seconds for stall in stalled),
         stalled=stalled,
-        flush_error=str(engine.writer.error) if writing and engine.writer.error else None,
-        merge_error=str(engine.merger.error) if writing and engine.merger.error else None,
+        flush_error=trouble_of(engine.writer) if writing else None,
+        merge_error=trouble_of(engine.merger) if writing else None,
     )
 
 

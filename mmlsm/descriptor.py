@@ -71,7 +71,7 @@ class Descriptor:
         except IndexError:
             return
         self.fd = -1
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
             self._system.close(fd)
 
     def __del__(self) -> None:
@@ -90,13 +90,16 @@ class ByteLock(Descriptor):
     def _take(self, *, exclusive: bool) -> bool:
         try:
             return self._system.try_lock(self.fd, self.byte, exclusive=exclusive)
-        except OSError as error:
+        except BaseException as error:
+            self.close()
+            if not isinstance(error, OSError):
+                raise
             raise StorageError(error.errno, f"this file cannot be locked: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Unlock, then close (I3)."""
         if self._owned:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, MemoryError):
                 self._system.unlock(self.fd, self.byte)
         self.abandon()
 
@@ -143,12 +146,7 @@ class WriterLock(ByteLock):
             )
         self._where = where
         self._key = key
-        try:
-            taken = self._take(exclusive=True)
-        except StorageError:
-            self.close()
-            raise
-        if not taken:
+        if not self._take(exclusive=True):
             self.close()
             holder = _holder(system, data)
             who = "another process" if holder is None else f"process {holder}"

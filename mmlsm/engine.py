@@ -385,7 +385,7 @@ class Engine:
         try:
             committer.sync()
             self.flush()
-        except Error as error:
+        except (Error, MemoryError) as error:
             errors.append(error)
 
     def _end_threads(self, errors: list[BaseException]) -> None:
@@ -401,7 +401,7 @@ class Engine:
         if not errors and self.file.failure is None:
             try:
                 self._leave_clean(store)
-            except Error as error:
+            except (Error, MemoryError) as error:
                 errors.append(error)
         if self.committer is not None:
             self.committer.close()

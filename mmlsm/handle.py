@@ -95,7 +95,7 @@ class File(abc.ABC):
                 f"an earlier sync failed ({self.failure.__cause__}), so the database is read-only until it is reopened"
             )
 
-    def sync_failed(self, error: OSError) -> StorageError:
+    def sync_failed(self, error: OSError | MemoryError) -> StorageError:
         """Note the failure for every thread (I2); what the thread that met it is to raise."""
         failure = refused(
             error,
@@ -124,7 +124,10 @@ class File(abc.ABC):
     def bytes(self) -> int:
         """Size of the file now."""
         self.check()
-        return self.system.stat(self._data.fd).st_size
+        try:
+            return self.system.stat(self._data.fd).st_size
+        except OSError as error:
+            raise refused(error, "asking for the file's size") from error
 
     @property
     def pages(self) -> int:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from mmlsm.format.manifest import Retirement, SegmentRecord
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.read.snapshot import Held
 from mmlsm.space.allocator import SpaceCounts
 from mmlsm.space.reclaim import held_pages
+
+if TYPE_CHECKING:
+    from mmlsm.write.merger import Merger
+    from mmlsm.write.writer import Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,12 @@ def pin_stats(
             holders = [Holder("cursor, iterator or view", age_s, "")]
         result.append(PinStats(install, age_s, install == current, pages, tuple(holders)))
     return tuple(result)
+
+
+def trouble_of(thread: Writer | Merger) -> str | None:
+    """What keeps the writer or merge thread from its work."""
+    error = thread.fault or thread.error
+    return None if error is None else str(error) or repr(error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class Compaction:
         self.total = 0
         self.cancelled = False
         self.finished = False
-        self.error: Error | None = None
+        self.error: Error | MemoryError | None = None
         # A plain lock, released to tell something: who waits may be interrupted anywhere without keeping another.
         self.gate = allocate_lock()
         self.gate.acquire()
@@ -44,7 +44,7 @@ class Compaction:
         with contextlib.suppress(RuntimeError):  # it is looking
             self.gate.release()
 
-    def finish(self, error: Error | None) -> None:
+    def finish(self, error: Error | MemoryError | None) -> None:
         """Let `wait` return, or raise the error, without the frames it came through: they hold what they read."""
         if not self.finished:
             self.error = None if error is None else error.with_traceback(None)

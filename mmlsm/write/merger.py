@@ -77,7 +77,7 @@ class Merger(threading.Thread):
         self.abandoned: tuple[threading.Thread, File] | None = None
         self.compactions: list[Compaction] = []
         # this thread's own, read by stats()
-        self.error: Error | None = None
+        self.error: Error | MemoryError | None = None
         self.fault: Exception | None = None
         self.installed_at = time.monotonic()
         self.expecting = False
@@ -146,7 +146,7 @@ class Merger(threading.Thread):
                 self.error = error.with_traceback(None)  # its frames pin versions
                 self.fail_compactions(error)
                 busy = False
-            except Error as error:
+            except (Error, MemoryError) as error:
                 self.error = error.with_traceback(None)
                 self.fail_compactions(error)
                 self.pause(RETRY_S)
@@ -378,7 +378,7 @@ class Merger(threading.Thread):
                 store.reclaimer.reclaim(store.superblock.install)
                 store.allocator.truncate()
 
-    def fail_compactions(self, error: Error | None) -> None:
+    def fail_compactions(self, error: Error | MemoryError) -> None:
         """End every waiting request."""
         with self.lock:
             waiting, self.compactions = self.compactions, []

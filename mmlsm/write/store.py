@@ -20,7 +20,6 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from mmlsm import limits
-from mmlsm.errors import Error
 from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import BITMAP_PAGE_BITS, Level, Manifest, Reference, Retirement
 from mmlsm.format.superblock import LogPosition, Superblock
@@ -163,7 +162,7 @@ class Store:
         try:
             for slot in self.slot_order:
                 channel.pwrite_durably(slot * limits.PAGE_BYTES, image)
-        except Error as error:
+        except BaseException as error:
             if self.file.failure is None:
                 self.file.sync_failed(OSError(getattr(error, "errno", None) or errno.EIO, str(error)))
             raise
@@ -194,6 +193,7 @@ class Store:
             try:
                 draft = self._write_manifest(channel, edit, number, own)
                 channel.sync()
+                version = self.version_of(draft.manifest, self.superblock.seq if edit.seq is None else edit.seq)
             except BaseException:
                 for extent in own:
                     self.allocator.give_back(extent)
@@ -208,7 +208,6 @@ class Store:
             self.reclaimer.retire(draft.outdated, number, number)
             self.manifest, self.bits = draft.manifest, draft.bits
             self.installs += 1
-            version = self.version_of(draft.manifest, self.superblock.seq)
             with self.order_lock:
                 tables = tuple(t for t in self.state.tables if not any(t is gone for gone in edit.without_tables))
                 self.set_state(tables, version)

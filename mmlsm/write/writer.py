@@ -46,7 +46,7 @@ class Writer(threading.Thread):
         self.abandoned = False
         self.restarting: tuple[threading.Event, int] | None = None
         # this thread's own, read by stats() and by who waits for a flush
-        self.error: Error | None = None
+        self.error: Error | MemoryError | None = None
         self.fault: Exception | None = None
         self.flushes = 0
         self.synced_at = time.monotonic()
@@ -126,7 +126,7 @@ class Writer(threading.Thread):
                 self.flush_sealed()
                 self.move_log()
                 self.error = None
-            except Error as error:
+            except (Error, MemoryError) as error:
                 self.error = error.with_traceback(None)  # its frames hold what was flushed
                 if self.store.file.failure is not None:
                     self.group_pending = False

@@ -1,0 +1,193 @@
+"""What injected faults have found, each on its own. The campaign over all calls: tests/stress/test_faults.py."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmlsm
+from commit_rig import eventually
+from mmlsm.file import System, open_file
+from mmlsm.settings import Settings
+from mmlsm.write import merge_jobs, merger, writer
+from proof import prove
+
+
+class Failing(System):
+    """Raises `error` from the named calls while it is set, after as many good ones as `after` says."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.names: tuple[str, ...] = ()
+        self.after = 0
+
+    def fail(self, error: Exception | None, *names: str, after: int = 0) -> None:
+        self.error, self.names, self.after = error, names, after
+
+    def count(self, name: str) -> None:
+        if self.error is not None and name in self.names:
+            self.after -= 1
+            if self.after < 0:
+                raise self.error
+
+    def stat(self, fd: int) -> os.stat_result:
+        self.count("stat")
+        return super().stat(fd)
+
+    def pwrite_durably(self, fd: int, data: memoryview, offset: int) -> int:
+        self.count("pwrite_durably")
+        return super().pwrite_durably(fd, data, offset)
+
+    def sync(self, fd: int) -> None:
+        self.count("sync")
+        super().sync(fd)
+
+    def try_lock(self, fd: int, byte: int, *, exclusive: bool) -> bool:
+        self.count("try_lock")
+        return super().try_lock(fd, byte, exclusive=exclusive)
+
+    def close(self, fd: int) -> None:
+        super().close(fd)
+        self.count("close")
+
+    def unlock(self, fd: int, byte: int) -> None:
+        self.count("unlock")
+        super().unlock(fd, byte)
+
+
+@pytest.fixture
+def system() -> Failing:
+    return Failing()
+
+
+@pytest.fixture
+def db(path: Path, system: Failing, proved: Any) -> Any:
+    database = mmlsm.Database(path, Settings(debug=True, memtable_bytes=4096), system)
+    yield database
+    system.fail(None)
+    if not database.closed and database._engine.file.failure is None:
+        prove(database)
+        database.close()
+
+
+def test_a_size_that_cannot_be_asked_for_is_a_storage_error(db: Any, system: Failing) -> None:
+    system.fail(OSError(errno.EIO, "no answer"), "stat")
+    with pytest.raises(mmlsm.StorageError, match="the file's size") as caught:
+        db.stats()
+    assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize("name", ["pwrite_durably", "sync"])
+def test_a_sync_that_ends_for_want_of_memory_has_failed(path: Path, system: Failing, name: str) -> None:
+    with mmlsm.Database(path, Settings(), system) as other:
+        other[b"a"] = b"1"
+    file = open_file(path, system=system)
+    channel = file.channel()
+    system.fail(MemoryError(), name)
+    with pytest.raises(mmlsm.StorageError, match="unknown until the database is reopened") as caught:
+        getattr(channel, name)(*((3 * 4096, b"b") if name == "pwrite_durably" else ()))
+    assert caught.value.errno == errno.ENOMEM
+    system.fail(None)
+    with pytest.raises(mmlsm.ReadOnlyError):
+        channel.sync()
+    file.close()
+
+
+def test_a_superblock_of_which_one_slot_was_written_makes_the_handle_read_only_whatever_was_raised(
+    db: Any, system: Failing
+) -> None:
+    db[b"a"] = b"1"
+    store = db._engine.store
+    system.fail(KeyboardInterrupt(), "pwrite_durably", after=1)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt), store.install_lock:
+        store.write_superblock(db._engine.channel)
+    system.fail(None)
+    with pytest.raises(mmlsm.ReadOnlyError):
+        db[b"a"] = b"2"
+    with pytest.raises(mmlsm.Error):
+        db.close()
+
+
+@pytest.mark.parametrize("error", [mmlsm.StorageError(errno.ENOMEM, "no map"), MemoryError()])
+def test_a_segment_that_cannot_be_opened_is_not_installed(
+    db: Any, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db[b"a"] = b"1"
+    engine, generation = db._engine, db.stats().generation
+
+    def fail(record: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(engine.store, "segment_of", fail)
+    with pytest.raises(type(error)):
+        engine.flush()
+    assert db.stats().generation == generation
+    assert db[b"a"] == b"1"
+    monkeypatch.undo()
+    assert eventually(lambda: len(engine.store.state.tables) == 1)
+    prove(db)
+
+
+@pytest.mark.parametrize(("place", "name"), [(writer, "flush"), (merge_jobs, "merge_segments")])
+def test_a_thread_that_had_no_memory_says_so_and_tries_again(
+    db: Any, place: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(writer, "RETRY_S", 0.01)
+    monkeypatch.setattr(merger, "RETRY_S", 0.01)
+    db[b"before"] = b"1"
+    db._engine.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, fail)
+        db[b"a"] = b"1"
+        with pytest.raises(MemoryError):
+            db.compact()
+        if name == "flush":
+            assert db.stats().flush_error == "MemoryError()"
+    db[b"a"] = b"2"
+    assert eventually(lambda: db._engine.writer.error is None and db._engine.merger.error is None)
+    db.compact()
+    assert db.stats().flush_error is db.stats().merge_error is None
+
+
+def test_a_close_without_memory_ends_and_frees_the_writer_lock(path: Path, system: Failing) -> None:
+    db = mmlsm.Database(path, Settings(), system)
+    db[b"a"] = b"1"
+    plain = db._engine._leave_clean
+
+    def fail(store: Any) -> None:
+        plain(store)
+        raise MemoryError
+
+    db._engine._leave_clean = fail
+    with pytest.raises(MemoryError):
+        db.close()
+    assert db.closed
+    with mmlsm.open(path) as again:
+        assert again[b"a"] == b"1"
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_lock_that_could_not_be_asked_for_is_nobodys(path: Path, system: Failing, after: int) -> None:
+    system.fail(MemoryError(), "try_lock", after=after)
+    with pytest.raises(MemoryError) as caught:
+        mmlsm.Database(path, Settings(), system)
+    with mmlsm.open(path) as db:
+        db[b"a"] = b"1"
+    del caught
+
+
+def test_what_cannot_be_unlocked_or_closed_for_want_of_memory_is_let_go(path: Path, system: Failing) -> None:
+    db = mmlsm.Database(path, Settings(), system)
+    system.fail(MemoryError(), "unlock", "close")
+    db.close()
+    with mmlsm.open(path) as again:
+        assert list(again) == []
+
+
