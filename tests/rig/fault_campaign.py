@@ -1,0 +1,149 @@
+"""Many trials: which fault at which call of which workload, and the long-lived processes that try them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rig.faults import METHODS, kinds_of
+
+Task = dict[str, Any]
+PROCESSES = 2
+
+
+class Server:
+    """A process that does trials one by one (rig/fault_trial.py)."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.errors = (folder / "stderr").open("w+b")
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "rig.fault_trial", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+
+    def answer(self) -> Any:
+        """The next line; AssertionError with what it said last when the process has died."""
+        assert self.popen.stdout is not None
+        line = self.popen.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            raise AssertionError(f"the process ended with {self.popen.wait()}: " + self.errors.read().decode()[-6000:])
+        return json.loads(line)
+
+    def ask(self, task: Task) -> Any:
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(json.dumps(task).encode() + b"\n")
+        self.popen.stdin.flush()
+        return self.answer()
+
+    def end(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout, self.errors):
+            assert pipe is not None
+            pipe.close()
+
+
+@contextmanager
+def servers(folder: Path, count: int = PROCESSES) -> Iterator[tuple[list[Server], dict[str, dict[str, int]]]]:
+    """So many of them, and how often each workload makes each call."""
+    made = [Server(folder / str(number)) for number in range(count)]
+    try:
+        counts = [server.answer() for server in made]
+        yield made, counts[0]
+    finally:
+        for server in made:
+            server.end()
+
+
+def tasks(counts: dict[str, dict[str, int]], seed: int) -> Iterator[Task]:
+    """Trials without end. Each round has every method, kind and duration once, each time with another workload; the
+    calls of a workload are gone through from both ends inwards, so that the first and the last come soon."""
+    rng = random.Random(seed)
+    groups = [
+        (method, kind, ever)
+        for method in METHODS
+        if any(method in calls for calls in counts.values())
+        for kind in kinds_of(method)
+        for ever in (False, True)
+    ]
+    homes = {method: [name for name, calls in counts.items() if method in calls] for method in METHODS}
+    for names in homes.values():
+        rng.shuffle(names)
+    number = round_ = 0
+    while True:
+        rng.shuffle(groups)
+        for method, kind, ever in groups:
+            names = homes[method]
+            name = names[(round_ + hash_of(method, kind, ever)) % len(names)]
+            last = counts[name][method]
+            turn = round_ // len(names)
+            call = 1 if turn == 0 and rng.random() < 0.25 else rng.randint(1, last)
+            yield {"number": number, "workload": name, "method": method, "call": call, "kind": kind, "ever": ever}
+            number += 1
+        round_ += 1
+
+
+def hash_of(method: str, kind: str, ever: bool) -> int:
+    """A number that is the same in each process."""
+    return sum(f"{method} {kind} {ever}".encode())
+
+
+class Findings(AssertionError):
+    """What trials found."""
+
+
+def run(folder: Path, seed: int, numbers: Iterable[int], findings_most: int = 5) -> dict[str, Any]:
+    """Do as many trials as there are numbers; figures of what was injected. Findings when there are any."""
+    totals: Counter[str] = Counter()
+    by_method: Counter[str] = Counter()
+    by_kind: Counter[str] = Counter()
+    findings: list[str] = []
+    with servers(folder) as (made, counts):
+        lock, plan, going = threading.Lock(), tasks(counts, seed), iter(numbers)
+
+        def next_task() -> Task | None:
+            with lock:
+                if len(findings) >= findings_most or next(going, None) is None:
+                    return None
+                return next(plan)
+
+        def serve(server: Server) -> None:
+            while (task := next_task()) is not None:
+                try:
+                    result = server.ask(task)
+                except AssertionError as error:
+                    result = {"injected": 1, "final": False, "finding": str(error)}
+                    findings.extend([""] * findings_most)  # nobody is there any more
+                with lock:
+                    totals["trials"] += 1
+                    totals["injected"] += min(1, result["injected"])
+                    totals["calls_failed"] += result["injected"]
+                    totals["final"] += result["final"]
+                    if result["injected"]:
+                        by_method[task["method"]] += 1
+                        by_kind[task["kind"]] += 1
+                    if result["finding"]:
+                        findings.append(f"seed {seed}: {json.dumps(task)}\n{result['finding']}")
+
+        threads = [threading.Thread(target=serve, args=(server,)) for server in made]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if findings:
+        raise Findings("\n\n".join(finding for finding in findings if finding))
+    return {**totals, "by_method": dict(by_method), "by_kind": dict(by_kind)}

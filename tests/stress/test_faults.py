@@ -1,0 +1,23 @@
+"""Promises 7 and 8: whatever call of the operating system fails, however, nothing that was promised is lost.
+
+The trials are those of rig/fault_trial.py. A finding names its task; `python -m rig.fault_trial FOLDER 'TASK'` does it
+again.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from campaign import Campaign
+from rig.fault_campaign import run
+from rig.faults import METHODS
+
+
+def test_a_fault_at_any_call_breaks_no_promise(campaign: Campaign, tmp_path: Path) -> None:
+    began = time.monotonic()
+    figures = run(tmp_path, campaign.seed, campaign.trials(450, 10**9))
+    campaign.report(trials_per_s=round(figures["trials"] / (time.monotonic() - began), 1), **figures)
+    assert figures["injected"] >= 0.5 * figures["trials"], figures
+    missing = set(METHODS) - figures["by_method"].keys()
+    assert missing <= {"map", "pinned_map"}, f"no fault was injected into {missing}"
