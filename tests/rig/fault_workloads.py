@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import mmlsm
-from kill_child import COUNTER
 from mmlsm.file import SYSTEM, System
 from mmlsm.settings import Settings
 from rig.ledger import REFUSALS, Ledger
+from rig.numbered import COUNTER
 
 TINY: dict[str, Any] = {
     "memtable_bytes": 4096, "leaf_bytes": 4096, "node_entries_max": 8, "log_extent_bytes": 1 << 14, "fan_out": 2,

@@ -13,7 +13,7 @@ from collections import Counter
 from typing import Any
 
 import mmlsm
-from kill_child import COUNTER, batch_of
+from rig.numbered import COUNTER, batch_of
 
 UNKNOWN = "unknown until the database is reopened"
 REFUSALS = (mmlsm.StorageError, mmlsm.ReadOnlyError, mmlsm.ClosedError, MemoryError)
