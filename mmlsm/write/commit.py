@@ -71,7 +71,7 @@ class Committer:
     """Orders, logs and publishes commits. `last_seq` is the last ordered one, `pins.published` the last visible.
 
     `on_full()` is called under the order lock when the memtable has reached its bound, possibly again after Ctrl-C;
-    it is expected to `switch_memtable`. `on_publish(seq)` is called under it after each publication.
+    it is expected to `switch_memtable`. `on_publish(seq)` is called with each publication (`Pins.publish`).
     """
 
     def __init__(
@@ -384,9 +384,7 @@ class Committer:
             self.synced_end, self.synced_seq = end, seq
 
     def _publish(self, seq: int) -> None:
-        self.pins.published = seq
-        if self.on_publish is not None:
-            self.on_publish(seq)
+        self.pins.publish(seq, self.on_publish)
 
     def _settle(self) -> None:
         """Publish what has reached its point, or fail everything (I5); wake whom that concerns. May be done twice."""

@@ -5,11 +5,14 @@ Any thread; `release` also from finalisers, which may run inside a locked region
 I1. `register` reads `published` and notes it in one step under the lock, and `view` reads both in one step: a snapshot
     that `view` does not show has a seq at or after the `published` that it shows.
 I2. `published` never falls, so the seqs are registered in ascending order. It is set under the order lock alone.
+I3. Who reads without registering goes by what `publish` tells. That is in one step with `published`, for `register`:
+    a reader of either kind sees no less than one of the other kind that was opened before it (promise 5).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from mmlsm.locks import PINS, ordered_lock
@@ -24,6 +27,13 @@ class Pins:
         self._seqs: list[int] = []
         self._view: tuple[int, ...] | None = ()
         self._released: SimpleQueue[int] = SimpleQueue()
+
+    def publish(self, seq: int, tell: Callable[[int], object] | None) -> None:
+        """Let readers see all commits up to `seq`; `tell(seq)` takes no lock. REQUIRES the order lock."""
+        with self._lock:
+            if tell is not None:
+                tell(seq)
+            self.published = seq
 
     def register(self) -> int:
         """Pin what is published now; its seq. Each needs one `release`."""

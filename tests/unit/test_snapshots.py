@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
 from typing import Any
 
 import pytest
@@ -140,3 +141,28 @@ def test_what_was_made_of_a_snapshot_outlives_its_close(open_db: Any) -> None:
         cursor.next()
     assert seen == want
     assert dict([first, *items]) == want
+
+
+def test_what_a_snapshot_sees_the_database_sees_after_it(open_db: Any) -> None:
+    # While a commit is being published: snapshots go by another number than gets do.
+    db = open_db()
+    db.put(b"k", b"1")
+    tell, seen, readers = db._engine.committer.on_publish, [], []
+
+    def read() -> None:
+        with db.snapshot() as snapshot:
+            seen.append((snapshot.seq, db.seq, snapshot.get(b"k"), db.get(b"k")))
+
+    def slow(seq: int) -> None:
+        for publish in (lambda: None, lambda: tell(seq)):
+            publish()
+            readers.append(threading.Thread(target=read))
+            readers[-1].start()
+            readers[-1].join(0.05)
+
+    db._engine.committer.on_publish = slow
+    db.put(b"k", b"2")
+    db._engine.committer.on_publish = tell
+    for reader in readers:
+        reader.join()
+    assert seen == [(2, 2, b"2", b"2")] * 2
