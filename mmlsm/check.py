@@ -3,9 +3,13 @@
 `check_file` reads everything anew, whatever was verified before, and goes on after a fault, so that a report names all
 of them. Used by `Database.verify()`, `mmlsm verify`, and after every test. Cost: one read of all data.
 
+What a crash leaves as well as damage does, a torn slot or a torn end of the log, is a note and no problem: opening the
+file for writing puts it right. The log of a file that is open for writing is not looked at.
+
 I1. header + log + manifest + bitmap + live + retired + reserved + free = the file's pages, each once (R16).
 I2. Keys ascend strictly through all leaves of a run, and stand between the separators above them.
 I3. Entries, tombstones and flags are what the parents, the page headers and the manifest say.
+I4. Damage is told once: what cannot be counted because of it is not told as well.
 """
 
 from __future__ import annotations
@@ -15,12 +19,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mmlsm import limits
-from mmlsm.errors import CorruptionError, StorageError
+from mmlsm.errors import CorruptionError, FormatError, StorageError, without_advice
 from mmlsm.format import leaf, page, parent
+from mmlsm.format import superblock as superblocks
+from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import Manifest, Reference, SegmentRecord
 from mmlsm.format.superblock import Superblock
 from mmlsm.read.pages import Pages, read_chunks, read_payload
 from mmlsm.space.bitmap import Bitmap
+from mmlsm.write.log_end import cut_off
+from mmlsm.write.log_scan import scan_log
+from mmlsm.write.recovery import Replay, Root, is_sound, still_retired, used_pages
 
 if TYPE_CHECKING:
     from mmlsm.file import File
@@ -48,10 +57,13 @@ class Report:
     entries: int = 0
     tombstones: int = 0
     problems: list[str] = field(default_factory=list)
+    """What is damaged, or not as it must be."""
+    notes: list[str] = field(default_factory=list)
+    """What may be damage, or may be what a crash has left."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
 
@@ -69,6 +81,9 @@ class Layout:
     log: list[tuple[int, int]]
     reserved: list[tuple[int, int]]
     pages: int
+    problems: tuple[str, ...] = ()
+    """What is wrong with the root: superblock, manifest, bitmap."""
+    notes: tuple[str, ...] = ()
 
 
 class Checker:
@@ -78,11 +93,13 @@ class Checker:
         self.file = file
         self.layout = layout
         self.progress = progress
-        self.report = Report(pages=layout.pages)
+        self.report = Report(pages=layout.pages, problems=[*layout.problems], notes=[*layout.notes])
         self.owned = Bitmap(max(layout.pages, layout.used.pages))
         self.total = sum(record.entries for record in layout.manifest.segments())
         self.last_key: bytes | None = None
         self.node_pages = 0
+        self.hidden = 0
+        """Damaged nodes so far: what is below them nobody counts."""
 
     def run(self) -> Report:
         """Prove everything."""
@@ -122,12 +139,15 @@ class Checker:
         return count
 
     def compare_bitmap(self) -> None:
-        """What is owned so far must be what the bitmap marks."""
+        """What is owned so far must be what the bitmap marks; behind damage there may be more that it marks."""
         used = self.layout.used.copy()
         used.resize(self.owned.pages)
         used.set(0, limits.HEADER_PAGES)
-        if used != self.owned:
+        if self.hidden:
+            both = {extent for extent in self.owned.extents() if not used.all_set(*extent)}
+        else:
             both = set(used.extents()) ^ set(self.owned.extents())
+        if both:
             self.problem(f"the bitmap and the owners of pages differ, at {sorted(both)[:4]}")
 
     # -- segments
@@ -136,13 +156,16 @@ class Checker:
         """Prove one segment; its pages."""
         pages = Pages(self.file, self.file.whole_window(), "first-read", record.id)
         before = (self.report.entries, self.report.tombstones)
+        hidden = self.hidden
         root = (record.root_page, record.root_pages, record.root_sum)
         self.report.segments += 1
         self.node_pages = record.leaf_pages
         owned = self.node(pages, root, record.height, record.first_key, None)
         if record.filter is not None:
-            owned += self.extent(record.filter, "the filter")
+            owned += self.extent(record.filter, f"the filter of segment {record.id}")
             self.report.overflow_extents -= 1
+        if self.hidden > hidden:
+            return owned
         entries, tombstones = self.report.entries - before[0], self.report.tombstones - before[1]
         if (entries, tombstones) != (record.entries, record.tombstones):
             self.problem(
@@ -166,7 +189,8 @@ class Checker:
                 raise CorruptionError(f"page {number}: past the end of the file")
             pages.touch_anew(node, height)
         except (CorruptionError, StorageError) as error:
-            self.problem(str(error))
+            self.hidden += 1
+            self.problem(f"{without_advice(error)}, in segment {pages.segment_id}")
             return count
         if height:
             return count + self.parent(pages, node, height, low, high)
@@ -186,9 +210,9 @@ class Checker:
             assert below is not None
             if above is not None and not below < above:
                 self.problem(f"page {node[0]}: separators {i} and {i + 1} are out of order")
-            before = self.report.entries
+            before, hidden = self.report.entries, self.hidden
             owned += self.node(pages, (first, count, total), height - 1, below, above)
-            if self.report.entries - before != entries:
+            if self.report.entries - before != entries and self.hidden == hidden:
                 self.problem(f"page {node[0]}: child {i} has {self.report.entries - before} entries, not {entries}")
         return owned
 
@@ -196,13 +220,14 @@ class Checker:
         """Prove a leaf's keys and the extents that it refers to."""
         entries = leaf.entries_of(pages.window, node[0])
         report = self.report
+        whose = f"page {node[0]}, segment {pages.segment_id}"
         report.leaves += 1
         report.entries += len(entries)
         owned = 0
         for inline, kind, reference, value in entries:
             key = inline
             if kind & page.KEY_OVERFLOW:
-                owned += self.extent(Reference.unpack(reference), "a key")
+                owned += self.extent(Reference.unpack(reference), f"a key of {whose}")
                 key = self.whole_key(inline, reference, pages)
             if self.last_key is not None and key <= self.last_key:
                 self.problem(f"page {node[0]}: key {key[:40]!r} is not above the one before")
@@ -212,7 +237,7 @@ class Checker:
             if kind & 15 == page.TOMBSTONE:
                 report.tombstones += 1
             elif kind & 15 == page.OVERFLOW:
-                owned += self.extent(Reference.unpack(value), "a value")
+                owned += self.extent(Reference.unpack(value), f"a value of {whose}")
         if self.progress is not None:
             self.progress(report.entries, max(self.total, report.entries))
         return owned
@@ -229,18 +254,83 @@ class Checker:
             self.problem(f"page {Reference.unpack(reference).page}: the key there is not the one that refers to it")
         return key
 
-    def extent(self, reference: Reference, what: str) -> int:
+    def extent(self, reference: Reference, whose: str) -> int:
         """Prove an overflow extent; its pages."""
         self.report.overflow_extents += 1
-        self.claim([(reference.page, reference.pages)], what)
+        self.claim([(reference.page, reference.pages)], whose)
         try:
             for _ in read_chunks(self.file, reference, 0, reference.length):
                 pass
         except (CorruptionError, StorageError) as error:
-            self.problem(str(error))
+            self.problem(f"{without_advice(error)}, {whose}")
         return reference.pages
 
 
 def check_file(file: File, layout: Layout, progress: Callable[[int, int], object] | None = None) -> Report:
     """Prove one moment of a file; see the module's text."""
     return Checker(file, layout, progress).run()
+
+
+def layout_at_rest(file: File, root: Root, replay: Replay) -> Layout:
+    """The layout of a file that is open read-only, with what is wrong with its root and its log."""
+    pages = file.pages
+    retired = still_retired(root, replay, pages)
+    notes = [*slot_notes(file, root.superblock), *log_notes(file, root.superblock, replay)]
+    return Layout(
+        root.superblock,
+        root.manifest,
+        used_pages(root, retired),
+        [extent for retirement in retired for extent in retirement.extents],
+        [*replay.log_extents],
+        [*replay.value_extents],
+        pages,
+        tuple(root_problems(file, root.superblock, root.manifest)),
+        tuple(notes),
+    )
+
+
+def root_problems(file: File, superblock: Superblock, manifest: Manifest, *, slots: bool = False) -> list[str]:
+    """What is wrong with the manifest and the bitmap, read anew. REQUIRES that no install comes in between.
+
+    `slots`: the superblock too, of which a file that is open for writing has two sound copies.
+    """
+    reference = superblock.manifest
+    named = [(reference.page, reference.length, reference.sum, f"the manifest of install {superblock.install}")]
+    named += [(page, limits.PAGE_BYTES, total, "the free-space bitmap") for page, total in manifest.bitmap]
+    problems = slot_notes(file, superblock) if slots else []
+    for number, length, total, whose in named:
+        try:
+            if length and checksum(file.pread(number * limits.PAGE_BYTES, length)) != total:
+                problems.append(f"page {number}: {whose} is damaged")
+        except StorageError as error:
+            problems.append(f"page {number}: {whose} cannot be read: {error}")
+    return problems
+
+
+def slot_notes(file: File, superblock: Superblock) -> list[str]:
+    """What is wrong with superblock slots, of which at least one was sound when the file was opened."""
+    notes = []
+    for slot in range(superblocks.SLOTS):
+        try:
+            block = superblocks.decode(file.pread(slot * limits.PAGE_BYTES, limits.PAGE_BYTES), slot)
+        except (CorruptionError, FormatError, StorageError) as error:
+            fault = without_advice(error)
+            notes.append(f"page {slot}: {fault}: the other slot has all of it, opening for writing writes both")
+        else:
+            if block.generation < superblock.generation:
+                notes.append(f"page {slot}: superblock slot {slot} holds an older generation than the other")
+    return notes
+
+
+def log_notes(file: File, superblock: Superblock, replay: Replay) -> list[str]:
+    """Whether the log ends before its end."""
+    scan = scan_log(file, superblock.log, lambda reference: is_sound(file, reference), superblock.seq)
+    try:
+        for _ in scan:
+            pass
+        rest = cut_off(file, scan)
+        if scan.seq < replay.seq:
+            rest = f"the log ends with commit {scan.seq}, when it was opened it had commit {replay.seq}"
+    except (CorruptionError, FormatError, StorageError) as error:
+        rest = f"the log ends with commit {scan.seq}: {error}"
+    return [f"{rest}: damage, or what a crash has cut off before it was durable"] if rest else []

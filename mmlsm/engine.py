@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from mmlsm import limits
-from mmlsm.check import Layout, Report, check_file
+from mmlsm.check import Layout, Report, check_file, layout_at_rest, root_problems
 from mmlsm.errors import Error, LockTimeout, ReadOnlyError
 from mmlsm.file import SYSTEM, File, System, open_file, open_memory
 from mmlsm.format.superblock import NO_LOG
@@ -46,7 +46,6 @@ from mmlsm.write.recovery import (
     read_root,
     replay_log,
     still_retired,
-    used_pages,
 )
 from mmlsm.write.store import Edit, Store
 from mmlsm.write.values import ValueWriter
@@ -311,17 +310,7 @@ class Engine:
         """The whole-file proof of this moment."""
         self.life.check_open()
         if self.store is None:
-            pages = self.file.pages
-            retired = still_retired(self.root, self.replay, pages)
-            return check_file(
-                self.file,
-                Layout(
-                    self.root.superblock, self.root.manifest, used_pages(self.root, retired),
-                    [extent for retirement in retired for extent in retirement.extents],
-                    list(self.log_extents), list(self.value_extents), pages,
-                ),
-                progress,
-            )  # fmt: skip
+            return check_file(self.file, layout_at_rest(self.file, self.root, self.replay), progress)
         layout, _version = self.layout()
         return check_file(self.file, layout, progress)
 
@@ -329,28 +318,31 @@ class Engine:
         """One moment of the file, and the version that keeps it in place."""
         store = self.store
         assert store is not None
-        with store.install_lock, store.order_lock:
-            version = store.state.version
-            # Reservations come and go meanwhile, but none becomes live, and the file is not cut.
-            promised, used = self.allocator.reserved_extents(), self.allocator.live_bits()
-            reserved = Bitmap(used.pages)
-            for extent in promised:
-                reserved.set(*extent)
-            log = list(self.committer.log.extents) if self.committer is not None else []
-            # The writer thread lets go what is before the superblock's, and then tells the log; a close does not tell.
-            log = log[next((i for i, one in enumerate(log) if one.first == store.superblock.log.page), 0) :]
-            log = [one for one in log if one.end <= reserved.pages and reserved.all_set(*one)]
-            for extent in log:
-                reserved.clear(*extent)
-            layout = Layout(
-                store.superblock,
-                store.manifest,
-                used,
-                [extent for retirement in self.reclaimer.pending() for extent in retirement.extents],
-                list(log),
-                list(reserved.extents()),
-                used.pages,
-            )
+        with store.install_lock:
+            wrong = root_problems(self.file, store.superblock, store.manifest, slots=self.file.failure is None)
+            with store.order_lock:
+                version = store.state.version
+                # Reservations come and go meanwhile, but none becomes live, and the file is not cut.
+                promised, used = self.allocator.reserved_extents(), self.allocator.live_bits()
+                reserved = Bitmap(used.pages)
+                for extent in promised:
+                    reserved.set(*extent)
+                log = list(self.committer.log.extents) if self.committer is not None else []
+                # The writer thread lets go what is before the superblock's, and then tells the log; a close does not.
+                log = log[next((i for i, one in enumerate(log) if one.first == store.superblock.log.page), 0) :]
+                log = [one for one in log if one.end <= reserved.pages and reserved.all_set(*one)]
+                for extent in log:
+                    reserved.clear(*extent)
+                layout = Layout(
+                    store.superblock,
+                    store.manifest,
+                    used,
+                    [extent for retirement in self.reclaimer.pending() for extent in retirement.extents],
+                    list(log),
+                    list(reserved.extents()),
+                    used.pages,
+                    tuple(wrong),
+                )
         return layout, version
 
     # -- ending

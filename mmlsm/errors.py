@@ -67,3 +67,8 @@ class ConflictError(Error):
     def __init__(self, message: str, key: bytes | None = None) -> None:
         super().__init__(message)
         self.key = key
+
+
+def without_advice(error: Exception) -> str:
+    """What an error's message says is wrong; what to do comes behind a semicolon."""
+    return str(error).partition("; ")[0]

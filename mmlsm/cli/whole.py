@@ -14,9 +14,10 @@ from typing import Any
 import mmlsm
 from mmlsm import limits
 from mmlsm.cli import arguments
-from mmlsm.cli.arguments import EXIT_NO, EXIT_OK, Commands
+from mmlsm.cli.arguments import EXIT_DATABASE, EXIT_NO, EXIT_OK, Commands
 from mmlsm.cli.output import Output, size_of
 from mmlsm.engine import Engine
+from mmlsm.errors import without_advice
 from mmlsm.write.recovery import extents_in_use, still_retired
 
 PAGE = limits.PAGE_BYTES
@@ -28,8 +29,14 @@ def add(commands: Commands) -> None:
     info.set_defaults(run=run_info)
     free = arguments.command(commands, "free", "list the extents of pages that are free")
     free.set_defaults(run=run_free)
-    verify = arguments.command(commands, "verify", "prove every page, key and sum",
-                               "Reads the whole file. Exit code 1 when something is wrong.")  # fmt: skip
+    verify = arguments.command(
+        commands,
+        "verify",
+        "prove every page, key and sum",
+        "Reads the whole file, and goes on behind damage. Exit code 1 when something is wrong, or may be: a torn "
+        "superblock or end of the log can be damage or what a crash has left. Exit code 3 when the file is too damaged "
+        "to be opened. See also salvage.",
+    )
     verify.set_defaults(run=run_verify)
     compact = arguments.command(commands, "compact", "merge all into one run, and give space back")
     compact.set_defaults(run=run_compact)
@@ -159,11 +166,22 @@ def run_free(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """`mmlsm verify`."""
     output = Output(as_json=args.json)
-    with mmlsm.open(args.file, readonly=True) as database, output.progress("verifying") as tell:
+    try:
+        database = mmlsm.open(args.file, readonly=True)
+    except mmlsm.CorruptionError as error:
+        if args.json:
+            output.json({"ok": False, "opened": False, "problems": [without_advice(error)], "notes": []})
+            return EXIT_DATABASE
+        raise mmlsm.CorruptionError(
+            f"{without_advice(error)}; {args.file} is too damaged to be opened, mmlsm salvage {args.file} OUT brings "
+            "out what is sound"
+        ) from error
+    with database, output.progress("verifying") as tell:
         report = database.verify(progress=tell)
+    code = EXIT_OK if report.ok and not report.notes else EXIT_NO
     if args.json:
-        output.json({"ok": report.ok, **dataclasses.asdict(report)})
-        return EXIT_OK if report.ok else EXIT_NO
+        output.json({"ok": report.ok, "opened": True, **dataclasses.asdict(report)})
+        return code
     owners = ("header", "manifest", "bitmap", "log", "live", "retired", "reserved", "free")
     output.pairs([(name, f"{getattr(report, name):,} pages") for name in owners])
     output.line(
@@ -172,8 +190,13 @@ def run_verify(args: argparse.Namespace) -> int:
     )
     for problem in report.problems:
         output.check(problem, False)
-    output.line("sound" if report.ok else f"{len(report.problems):,} problems")
-    return EXIT_OK if report.ok else EXIT_NO
+    for note in report.notes:
+        output.line(f"  note    {note}")
+    if report.ok:
+        output.line("sound, but for the notes" if report.notes else "sound")
+    else:
+        output.line(f"{len(report.problems):,} problems; mmlsm salvage {args.file} OUT brings out what is sound")
+    return code
 
 
 def run_compact(args: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from mmlsm import limits
-from mmlsm.errors import CorruptionError, Error, FormatError, StorageError
+from mmlsm.errors import CorruptionError, Error, FormatError, StorageError, without_advice
 from mmlsm.format import manifest as manifests
 from mmlsm.format import superblock as superblocks
 from mmlsm.format.checksum import checksum
@@ -27,7 +27,6 @@ from mmlsm.format.page import CODEC_RAW, KIND_MANIFEST
 from mmlsm.format.superblock import LogPosition, Superblock
 from mmlsm.rescue import relics
 from mmlsm.rescue.report import SalvageReport
-from mmlsm.rescue.trees import what
 from mmlsm.write.log_end import cut_off
 from mmlsm.write.log_record import COMMIT_RECORD, HEADER_BYTES, decode_header
 from mmlsm.write.log_scan import scan_log
@@ -67,7 +66,7 @@ def find_basis(file: File, report: SalvageReport) -> Basis:
         try:
             basis.bits = read_bitmap(file, basis.manifest)
         except (CorruptionError, StorageError) as error:
-            report.note(what(error))
+            report.note(without_advice(error))
     if blocks:
         replay_logs(file, blocks, basis, report)
     else:
@@ -100,7 +99,7 @@ def valid_blocks(file: File, report: SalvageReport) -> list[Superblock]:
                 strange.append(error)
             report.note(f"superblock slot {slot} is damaged: {error}")
         except CorruptionError as error:
-            report.note(what(error))
+            report.note(without_advice(error))
         else:
             if block not in blocks:
                 blocks.append(block)
@@ -120,7 +119,7 @@ def of_superblocks(file: File, blocks: list[Superblock], report: SalvageReport) 
             else:
                 manifest = Manifest(install=0, uuid=block.uuid)
         except (CorruptionError, FormatError, StorageError) as error:
-            report.note(f"generation {block.generation}: {what(error)}")
+            report.note(f"generation {block.generation}: {without_advice(error)}")
             continue
         if block.generation < blocks[0].generation - 1:
             report.doubt(f"what counts is generation {block.generation}, which is older than the lost one before last")
@@ -217,7 +216,7 @@ def replay(file: File, position: LogPosition, seq: int, basis: Basis, report: Sa
                 basis.seq = commit.seq
         rest = cut_off(file, scan)
     except (CorruptionError, FormatError, StorageError) as error:
-        rest = f"the log breaks off after commit {scan.seq}: {what(error)}"
+        rest = f"the log breaks off after commit {scan.seq}: {without_advice(error)}"
     if rest and report is not None:
         report.doubt(f"{rest} ({scan.ended or 'it cannot be read'}); what follows is lost")
 

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Final
 
 from mmlsm import limits
 from mmlsm.database import Database
-from mmlsm.errors import CorruptionError, Error, FormatError, StorageError
+from mmlsm.errors import CorruptionError, Error, FormatError, StorageError, without_advice
 from mmlsm.file import SYSTEM, open_file
 from mmlsm.format.manifest import Manifest, Reference, SegmentRecord
 from mmlsm.read.pages import read_chunks, read_payload
 from mmlsm.rescue.orphans import Gap, Search
 from mmlsm.rescue.report import Damage, SalvageReport, after
 from mmlsm.rescue.roots import Basis, find_basis
-from mmlsm.rescue.trees import Entry, Place, Trees, what
+from mmlsm.rescue.trees import Entry, Place, Trees
 from mmlsm.settings import Settings
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Payload:
         try:
             chunk: bytes = next(self._chunks, b"")
         except (CorruptionError, StorageError) as error:
-            raise LostValue(what(error)) from error
+            raise LostValue(without_advice(error)) from error
         assert size < 0 or len(chunk) <= size, "a reader asks for whole chunks"
         return chunk
 
@@ -126,7 +126,7 @@ class Salvager:
                 for _ in read_chunks(self.file, record.filter, 0, record.filter.length, segment_id=record.id):
                     pass
             except (CorruptionError, StorageError) as error:
-                self.report.note(f"the filter of segment {record.id}: {what(error)}")
+                self.report.note(f"the filter of segment {record.id}: {without_advice(error)}")
 
     # -- what is lost
 
@@ -253,7 +253,7 @@ def read_whole(file: File, reference: Reference, segment: int | None) -> bytes:
     try:
         return read_payload(file, reference, segment_id=segment)
     except (CorruptionError, StorageError) as error:
-        raise LostValue(what(error)) from error
+        raise LostValue(without_advice(error)) from error
 
 
 def zip_rank(source: Iterator[Entry], rank: int) -> Iterator[tuple[bytes, int, Entry]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from mmlsm.errors import CorruptionError, StorageError
+from mmlsm.errors import CorruptionError, StorageError, without_advice
 from mmlsm.format import leaf, page, parent
 from mmlsm.format.manifest import Reference, SegmentRecord
 from mmlsm.read.pages import Pages, read_payload
@@ -45,11 +45,6 @@ class Entry(NamedTuple):
     key: bytes
     value: bytes | Reference | None
     segment: int | None
-
-
-def what(error: Exception) -> str:
-    """What an error says is wrong, without its advice."""
-    return str(error).partition("; ")[0]
 
 
 class Trees:
@@ -93,7 +88,7 @@ class Trees:
                 return f"page {number}: past the end of the file"
             pages.touch_anew(place.node, place.height)
         except (CorruptionError, StorageError) as error:
-            return what(error)
+            return without_advice(error)
         return ""
 
     def children_of(self, place: Place) -> list[Place]:
