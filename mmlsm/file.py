@@ -100,6 +100,11 @@ class System:
     def sync_directory(self, fd: int) -> None:
         os.fsync(fd)
 
+    def drop_cached(self, fd: int, offset: int, length: int) -> None:
+        """Have these bytes read from the medium again, where they are not dirty and the system takes such advice."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
     def truncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
 
@@ -220,6 +225,8 @@ def open_file(
         raise refused(error, f"opening {shown}") from error
     file = DiskFile(system, data, shown, readonly)
     try:
+        if not readonly:
+            file.drop_cached(0, HEADER_PAGES * PAGE_BYTES)
         if image is not None:
             file.fill_if_blank(image)
         if accept is not None:

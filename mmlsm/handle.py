@@ -196,6 +196,13 @@ class File(abc.ABC):
             length -= len(piece)
         return b"".join(pieces)
 
+    def drop_cached(self, offset: int, length: int) -> None:
+        """Read what is there on the medium from now on: a failed sync may have left something else in the cache, as if
+        it had been written. That is advice to the system, which pages that somebody maps need not follow."""
+        self.check()
+        with contextlib.suppress(OSError):
+            self.system.drop_cached(self._data.fd, offset, length)
+
     def channel(self) -> Channel:
         """A new open of the file for the calling thread's writes and syncs."""
         self.check_writable()

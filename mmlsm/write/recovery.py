@@ -129,6 +129,7 @@ def is_sound(file: File, reference: Reference) -> bool:
     """Whether an extent that a log record names reached the disk (R2)."""
     if not reference.plausible() or (reference.page + reference.pages) * PAGE > file.pages * PAGE:
         return False
+    file.drop_cached(reference.page * PAGE, reference.pages * PAGE)
     try:
         for _ in read_chunks(file, reference, 0, reference.length):
             pass

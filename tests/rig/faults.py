@@ -24,8 +24,8 @@ from mmlsm.file import System
 from mmlsm.limits import PAGE_BYTES
 
 METHODS = (
-    "open", "reopen", "close", "stat", "pread", "pwrite", "pwrite_durably", "sync", "sync_directory", "truncate",
-    "allocate", "link", "try_lock", "unlock", "locked_elsewhere", "map", "pinned_map",
+    "open", "reopen", "close", "stat", "pread", "pwrite", "pwrite_durably", "sync", "sync_directory", "drop_cached",
+    "truncate", "allocate", "link", "try_lock", "unlock", "locked_elsewhere", "map", "pinned_map",
 )  # fmt: skip
 CHANGES = frozenset({"pwrite", "pwrite_durably", "sync", "truncate", "allocate"})
 SYNCS = frozenset({"pwrite_durably", "sync"})
@@ -88,13 +88,14 @@ class Disk:
                 self.dirty[page] = os.pread(fd, PAGE_BYTES, page * PAGE_BYTES) if before is None else before
 
     def synced(self, fd: int, first: int = 0, count: int | None = None) -> None:
-        """What is dirty is durable now, or only those pages; the size in any case, which is in the one inode."""
-        self.pages = os.fstat(fd).st_size // PAGE_BYTES
+        """What is dirty is durable now, or only those pages, and as much of the size as they need."""
         if count is None:
             self.dirty.clear()
-        else:
-            for page in range(first, first + count):
-                self.dirty.pop(page, None)
+            self.pages = os.fstat(fd).st_size // PAGE_BYTES
+            return
+        for page in range(first, first + count):
+            self.dirty.pop(page, None)
+        self.pages = max(self.pages, first + count)
 
     def lose(self, fd: int) -> None:
         """What is dirty is thrown back to what it was. The size stays: who maps the file is not to die of it."""
@@ -107,6 +108,13 @@ class Disk:
         """What is dirty is taken for clean."""
         self.clean.update(self.dirty)
         self.dirty.clear()
+
+    def drop(self, fd: int, first: int, count: int) -> None:
+        """Clean pages are read from the medium from now on."""
+        for page in range(first, first + count):
+            before = self.clean.pop(page, None)
+            if before is not None:
+                os.pwrite(fd, before.ljust(PAGE_BYTES, b"\0"), page * PAGE_BYTES)
 
     def image(self, data: bytes) -> bytes:
         """What a power cut leaves of the file's bytes: nothing that was not durable."""
@@ -231,6 +239,11 @@ class FaultySystem(System):
             else:
                 self.sync_failed = True
                 self.fail(kind, fd)
+
+    def drop_cached(self, fd: int, offset: int, length: int) -> None:
+        with self._lock:
+            raise_fault(self.meets("drop_cached"))
+            self.disk(fd).drop(fd, offset // PAGE_BYTES, length // PAGE_BYTES)
 
     def truncate(self, fd: int, length: int) -> None:
         with self._lock:

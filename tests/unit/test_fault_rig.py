@@ -103,7 +103,7 @@ def test_a_durable_write_makes_no_other_page_durable(written: Any) -> None:
     one.write(PAGE_BYTES)
     one.write(2 * PAGE_BYTES)
     one.system.pwrite_durably(one.fd, memoryview(NEW), 0)
-    assert one.system.power_cut(one.path) == NEW + bytes(2 * PAGE_BYTES)
+    assert one.system.power_cut(one.path) == NEW
 
 
 def test_a_failed_sync_can_lose_what_was_written(written: Any) -> None:

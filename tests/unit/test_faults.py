@@ -15,6 +15,7 @@ from mmlsm.file import System, open_file
 from mmlsm.settings import Settings
 from mmlsm.write import merge_jobs, merger, writer
 from proof import prove
+from rig.faults import CACHED, Fault, FaultySystem
 
 
 class Failing(System):
@@ -110,6 +111,38 @@ def test_a_superblock_of_which_one_slot_was_written_makes_the_handle_read_only_w
         db[b"a"] = b"2"
     with pytest.raises(mmlsm.Error):
         db.close()
+
+
+def test_what_a_failed_sync_left_in_the_cache_alone_is_not_recovered_from_it(path: Path) -> None:
+    system = FaultySystem()
+    db = mmlsm.Database(path, Settings(durability="group", group_interval=60), system)
+    db[b"small"] = b"1"
+    db.sync()
+    db[b"large"] = bytes(2 << 20)
+    system.fault = Fault("sync", system.calls["sync"] + 1, CACHED)
+    with pytest.raises(mmlsm.StorageError, match="unknown until the database is reopened"):
+        db.sync()
+    with pytest.raises(mmlsm.Error):
+        db.close()
+    with mmlsm.Database(path, Settings(), system) as db:
+        assert list(db) == [b"small"]
+        db[b"after"] = b"1"
+    path.write_bytes(system.power_cut(path))
+    with mmlsm.open(path) as db:
+        assert list(db) == [b"after", b"small"]
+
+
+def test_a_superblock_slot_that_a_failed_sync_left_in_the_cache_alone_is_written_again(path: Path) -> None:
+    system = FaultySystem()
+    db = mmlsm.Database(path, Settings(), system)
+    system.fault = Fault("pwrite_durably", 2, CACHED)
+    with pytest.raises(mmlsm.StorageError):
+        db[b"a"] = b"1"
+    db.close()
+    assert len({path.read_bytes()[4096 * slot : 4096 * (slot + 1)] for slot in (0, 1)}) == 1
+    with mmlsm.Database(path, Settings(), system):
+        left = system.power_cut(path)
+        assert left[:4096] == left[4096:8192]
 
 
 @pytest.mark.parametrize("error", [mmlsm.StorageError(errno.ENOMEM, "no map"), MemoryError()])
