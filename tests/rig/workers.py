@@ -1,0 +1,71 @@
+"""The crash rig on several processes: long-lived ones, each with a workload at a time.
+
+A worker that hangs says where and ends, which ends the run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import itertools
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Final
+
+from campaign import Campaign
+from rig.crash import FINDINGS_MOST, Result, run
+from rig.workloads import WORKLOADS
+
+HANG_S: Final = 300
+M_TRIM_THRESHOLD: Final = -1
+M_MMAP_THRESHOLD: Final = -3
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed blocks of a few MiB: each open wants the same again, and page faults cost half of it."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 4 << 20)
+        mallopt(M_TRIM_THRESHOLD, 64 << 20)
+
+
+def one(seed: str, images: int, workload: str, kept: Path) -> Result:
+    """In a worker."""
+    faulthandler.dump_traceback_later(HANG_S, exit=True)
+    try:
+        return run(seed, images, [workload], kept=kept)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def turns(campaign: Campaign) -> Iterator[tuple[str, str]]:
+    """A seed and a workload, all workloads in turn, for ever."""
+    for number in itertools.count():
+        for name in WORKLOADS:
+            yield f"{campaign.seed}.{number}", name
+
+
+def share_out(campaign: Campaign, images: int, each: int, kept: Path) -> Result:
+    """Crash all workloads, about `each` images at a time, with ever new seeds, until there are so many distinct ones or
+    the campaign's time is up; every workload at least once."""
+    result = Result()
+    tasks = turns(campaign)
+    workers = os.cpu_count() or 1
+    spawn = multiprocessing.get_context("spawn")
+    begun = 0
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=keep_memory) as pool:
+        busy: set[Future[Result]] = set()
+        while True:
+            enough = len(result.images) >= images or campaign.left <= 0 or len(result.findings) >= FINDINGS_MOST
+            while len(busy) < 2 * workers and (begun < len(WORKLOADS) or not enough):
+                seed, name = next(tasks)
+                busy.add(pool.submit(one, seed, each, name, kept))
+                begun += 1
+            if not busy:
+                return result
+            done, busy = wait(busy, return_when=FIRST_COMPLETED)
+            for future in done:
+                result.add(future.result())

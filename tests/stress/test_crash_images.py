@@ -1,0 +1,46 @@
+"""Power cuts at every operation of every workload, on the simulated disk, and again while that is recovered from.
+
+`rig/workloads.py` has the workloads; one that is added there is crashed here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from campaign import Campaign
+from rig.recorded import KINDS
+from rig.workers import share_out
+from rig.workloads import WORKLOADS
+
+PHASES = {
+    "creation", "opening", "first commit", "commit", "sync", "log extent", "flush", "merge of tiers",
+    "merge into the bottom", "reclaim", "relocation", "moving the log", "large value", "recovery", "close",
+}  # fmt: skip
+
+
+@pytest.mark.timeout(900)
+def test_every_crash_image_recovers_to_the_state_after_one_commit(campaign: Campaign, tmp_path: Path) -> None:
+    """Promises 1, 2, 3, 5, 12."""
+    short = 20_000 if campaign.mode == "compiled" else 2_000
+    kept = tmp_path / "findings"
+    kept.mkdir()
+    result = share_out(campaign, campaign.count(short, 1_000_000), campaign.count(short // 20, 1_000), kept)
+    campaign.report(
+        images=len(result.images),
+        by_depth=result.by("depth"),
+        by_workload=result.by("workload"),
+        by_operation=result.by("operation"),
+        by_phase=result.by("phase"),
+        crash_points=sum(result.crash_points.values()),
+        judged=result.judged,
+        refused=result.refused,
+        findings=len(result.findings),
+    )
+    assert not result.findings, "\n".join(result.findings)
+    assert set(result.by("workload")) == set(WORKLOADS)
+    assert set(result.by("depth")) == {"0", "1", "2"}
+    operations, phases = {one for one, _ in result.crash_points}, {one for _, one in result.crash_points}
+    assert operations >= {f"{where} {kind}" for where in ("inside", "after") for kind in KINDS}, operations
+    assert phases >= PHASES, PHASES - phases
