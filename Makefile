@@ -5,6 +5,7 @@
 #   make lint     ruff, and mypy --strict
 #   make stress   the seeded stress tests for long: EFFORT=20 times the usual, SEEDS=10 of them
 #   make stress-long MINUTES=60    the rig's campaigns (docs/reliability.md) for so long in all, compiled
+#   make sabotage    plant bugs one by one and see the tests catch each; SABOTAGE='name ...' for some of them
 #   make bench    beside LMDB, three ratios
 #   make bench-space, make bench-load    what is written, kept and read for each byte; a long random load.
 #                 BENCH='--data lines.tsv.xz --keys 200000' gives them arguments, BENCH=--help shows which
@@ -24,6 +25,8 @@ EFFORT ?= 20
 SEEDS ?= 10
 MINUTES ?= 60
 SEED ?= 0
+SABOTAGE ?=
+JOBS ?= 2
 
 SOURCES := $(shell find mmlsm \( -name '*.py' -o -name '*.pxd' -o -name py.typed -o -type d \) ! -name __pycache__)
 PACKAGING := pyproject.toml setup.py MANIFEST.in $(wildcard README.md)
@@ -36,7 +39,7 @@ unexport PYTHONPATH
 # What benchmarks share stands beside them.
 BENCHMARK = PYTHONPATH=benchmarks $(VENV)/bin/python
 
-.PHONY: demo test test-compiled test-interpreted lint stress stress-long bench bench-space bench-load docs build build-interpreted clean
+.PHONY: demo test test-compiled test-interpreted lint stress stress-long sabotage bench bench-space bench-load docs build build-interpreted clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -65,6 +68,9 @@ stress: $(VENV)/installed
 stress-long: $(VENV)/installed
 	MMLSM_EXPECT_MODE=compiled $(VENV)/bin/python -m pytest -m campaign --minutes $(MINUTES) --seed $(SEED) \
 	    $(or $(TESTS),tests)
+
+sabotage: $(VENV)/installed
+	PYTHONPATH=tests $(VENV)/bin/python -m sabotage --jobs $(JOBS) --write build $(SABOTAGE)
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python -m pip install -q lmdb

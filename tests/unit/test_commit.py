@@ -132,6 +132,28 @@ def test_ordering_passes_on_while_a_full_commit_is_written_and_publication_keeps
     assert rig.calls == ["pwrite_durably", "pwrite_durably"], "one write for all that came meanwhile"
 
 
+def test_a_group_commit_that_comes_while_another_is_written_waits_for_its_own_write():
+    rig = CommitRig()
+    held = Held("pwrite")
+    rig.note(held)
+    first = Started(rig, pair(1), "group")
+    assert held.reached.wait(20)
+    second = Started(rig, pair(2), "group")
+    eventually(lambda: rig.committer.last_seq == 2)
+    held.go.set()
+    assert [first.done().seq, second.done().seq] == [1, 2]
+    assert [commit.seq for commit in rig.scan()] == [1, 2]
+
+
+def test_commits_are_published_under_the_order_lock():
+    rig = CommitRig()
+    locked = []
+    rig.committer.on_publish = lambda seq: locked.append(rig.committer.order_lock.locked())
+    for n, durability in enumerate(("off", "group", "full")):
+        rig.committer.commit(pair(n), durability)
+    assert locked == [True] * 3
+
+
 def test_off_commits_wait_for_no_io_when_nothing_before_them_does():
     rig = CommitRig()
     held = Held("sync")

@@ -193,6 +193,34 @@ def test_values_written_while_another_thread_closes_leave_a_sound_file(path: Pat
         assert again.verify().ok
 
 
+def test_a_commit_that_waits_while_another_thread_closes_is_refused(path: Path) -> None:
+    """What is committed once close() has flushed would be lost without a word."""
+    db = mmlsm.open(path, durability="off")
+    db[b"before"] = b"1"
+    waiting = threading.Event()
+    slow_down = db._engine.pressure.slow_down
+    db._engine.pressure.slow_down = lambda: (slow_down(), waiting.set())[0]  # type: ignore[method-assign]
+    errors: list[BaseException] = []
+
+    def put() -> None:
+        try:
+            db[b"late"] = b"2"
+        except BaseException as error:
+            errors.append(error)
+
+    lock = db._engine.write_lock
+    lock.acquire()
+    late = threading.Thread(target=put)
+    late.start()
+    assert waiting.wait(20)
+    db.close()
+    lock.release()
+    late.join(20)
+    with mmlsm.open(path, readonly=True) as again:
+        assert dict(again.items()) == {b"before": b"1"}
+    assert [type(error) for error in errors] == [mmlsm.ClosedError]
+
+
 def test_what_group_commits_wrote_is_synced_though_flushes_fail(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space() -> None:
         raise mmlsm.StorageError(28, "no space")
@@ -205,7 +233,7 @@ def test_what_group_commits_wrote_is_synced_though_flushes_fail(path: Path, monk
                 db[b"b"] = b"%d" % number
                 committer = db._engine.committer
                 assert committer is not None
-                patience = time.monotonic() + 60
+                patience = time.monotonic() + 20
                 while committer.synced_seq < db.seq:
                     assert time.monotonic() < patience, "the interval sync waits for the flush"
                     time.sleep(0.01)

@@ -1,0 +1,58 @@
+"""Planted bugs: small edits of mmlsm's sources, each of which breaks a promise, and the tests that must go red.
+
+`make sabotage` applies them one by one to a copy of the package and runs those tests (sabotage/runner.py). A proof
+that cannot fail is no proof: what is here says of each promise what would be noticed.
+
+I1. An edit's old text stands in its file exactly once, so a change of the source that makes it stale is noticed, by
+    tests/unit/test_sabotage.py in each run of the suite.
+I2. A sabotage breaks a promise that a user can see. What only makes a second line of defence go is not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class StaleError(Exception):
+    """The source is no longer what a sabotage was written for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sabotage:
+    """One planted bug."""
+
+    name: str
+    """What `make sabotage SABOTAGE=name` calls it."""
+    promises: str
+    """Which promises of docs/reliability.md it breaks, by their numbers."""
+    what: str
+    """What is wrong then, in words."""
+    file: str
+    """Below mmlsm/."""
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    """What must go red, below tests/: pytest's names, the quickest first."""
+    compiled: bool = False
+    """Planted in the compiled module, for what interpreted code does not do."""
+
+    def applied(self, source: str) -> str:
+        """The source with the bug in it; StaleError unless its old text is there exactly once (I1)."""
+        found = source.count(self.old)
+        if found != 1 or self.old == self.new:
+            raise StaleError(f"{self.name}: its text stands {found} times in mmlsm/{self.file}")
+        return source.replace(self.old, self.new)
+
+    def plant(self, package: Path) -> None:
+        """Apply it to the package's folder."""
+        path = package / self.file
+        path.write_text(self.applied(path.read_text()))
+
+
+def everything() -> tuple[Sabotage, ...]:
+    """All of them."""
+    from sabotage import of_commits, of_locks, of_merges, of_pins, of_recovery, of_sums, of_syncs
+
+    parts = (of_syncs, of_recovery, of_sums, of_commits, of_pins, of_merges, of_locks)
+    return tuple(one for part in parts for one in part.PLANTED)

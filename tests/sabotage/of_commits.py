@@ -1,0 +1,98 @@
+"""Bugs of the way of a commit to its readers: halves, holes, wrong orders, too early words."""
+
+from __future__ import annotations
+
+from sabotage import Sabotage
+
+PLANTED = (
+    Sabotage(
+        "batch-as-two-commits", "3", "a batch is committed in two records",
+        "database.py",
+        "            return self._engine.commit(items, durability)\n",
+        """            pairs = list(items.items())
+            self._engine.commit(dict(pairs[: len(pairs) // 2]), durability)
+            return self._engine.commit(dict(pairs[len(pairs) // 2 :]), durability)
+""",
+        ("unit/test_database.py::test_an_update_is_one_commit",),
+    ),
+    Sabotage(
+        "group-acknowledged-before-its-write", "1 7", "a group commit returns while its record is in memory only",
+        "write/commit.py",
+        "            elif ticket.mode == OFF or ticket.end <=",
+        "            elif ticket.mode != FULL or ticket.end <=",
+        ("unit/test_commit.py::test_a_group_commit_that_comes_while_another_is_written_waits_for_its_own_write",),
+    ),
+    Sabotage(
+        "published-out-of-turn", "5", "an off commit is seen before a full one that was ordered before it",
+        "write/commit.py",
+        "if not self._pending and ticket.mode == OFF:",
+        "if ticket.mode == OFF:",
+        (
+            "unit/test_commit.py::"
+            "test_ordering_passes_on_while_a_full_commit_is_written_and_publication_keeps_the_order",
+        ),
+    ),
+    Sabotage(
+        "failed-write-tried-again", "7 8", "a commit whose write failed stays in the queue and is written again",
+        "write/commit.py",
+        "            elif self.failure is None:\n                self.failure = failure\n",
+        "",
+        ("unit/test_commit.py::test_a_failed_write_fails_all_that_is_not_published_and_nothing_else",),
+    ),
+    Sabotage(
+        "half-a-commit-after-an-interrupt", "3", "Ctrl-C leaves a commit in the log and not in memory, or half of it",
+        "write/commit.py",
+        "while True:\n                    try:\n                        self._enter(",
+        "while isinstance(first, Exception):\n                    try:\n                        self._enter(",
+        ("unit/test_commit_interrupted.py::test_ctrl_c_at_any_step",),
+    ),
+    Sabotage(
+        "leader-leaves-with-the-lead", "5", "Ctrl-C in the thread that leads keeps all others waiting",
+        "write/commit.py",
+        "            if self._leader is ticket:\n                self._leader = None\n",
+        "            pass\n",
+        ("unit/test_commit_interrupted.py::test_ctrl_c_at_any_step",),
+    ),
+    Sabotage(
+        "write-lock-kept-after-an-interrupt", "5 8", "Ctrl-C in a commit leaves the write lock taken",
+        "write/commit.py",
+        """        finally:
+            while lock.owner == me:
+""",
+        """        except Exception:
+            lock.release()
+            raise
+        else:
+            while lock.owner == me:
+""",
+        ("unit/test_commit_interrupted.py::test_ctrl_c_at_any_step",),
+    ),
+    Sabotage(
+        "commits-after-close-began", "1", "a commit that comes while close() flushes returns and is lost",
+        "write/commit.py",
+        "            if self.closing:\n",
+        "            if False:\n",
+        ("unit/test_misbehaviour.py::test_a_commit_that_waits_while_another_thread_closes_is_refused",),
+    ),
+    Sabotage(
+        "flushed-before-published", "4 7", "a memtable is flushed while commits in it may still fail",
+        "write/writer.py",
+        "        committer.write_out()\n        while committer.pins.published < table.last_seq:\n",
+        "        while False:\n",
+        ("unit/test_recovery.py::test_what_is_not_yet_published_is_not_flushed",),
+    ),
+    Sabotage(
+        "sealed-memtable-not-read", "4 5", "get() looks into the newest memtable only",
+        "read/reader.py",
+        "        for table in state.tables:\n            if not table.entries:\n",
+        "        for table in state.tables[:1]:\n            if not table.entries:\n",
+        ("unit/test_snapshots.py::test_point_reads_from_every_layer",),
+    ),
+    Sabotage(
+        "trimmed-under-a-snapshot", "4", "versions that an open snapshot sees are unlinked from the memtable",
+        "write/memtable.py",
+        "if newer.seq <= published and not pinned(pins, entry.seq, newer.seq):",
+        "if newer.seq <= published:",
+        ("unit/test_memtable.py::test_a_pinned_version_stays_and_those_beside_it_go",),
+    ),
+)  # fmt: skip

@@ -1,0 +1,57 @@
+"""Bugs of merges: wrong answers, wrong orders, pages that are lost."""
+
+from __future__ import annotations
+
+from sabotage import Sabotage
+
+PLANTED = (
+    Sabotage(
+        "tombstone-dropped-too-early", "1 4", "a merge drops a tombstone over a key that an older run still has",
+        "write/merge_run.py",
+        "core.decide(any(segment.holds(key) for segment in self.older))",
+        "core.decide(False)",
+        ("unit/test_merge.py::test_a_tombstone_stays_while_something_older_may_hold_its_key",),
+    ),
+    Sabotage(
+        "flush-drops-tombstones", "1 4", "a flush drops tombstones though there is something below",
+        "write/flush.py",
+        "                if alone:\n",
+        "                if True:\n",
+        ("unit/test_merge.py::test_a_tombstone_stays_while_something_older_may_hold_its_key",),
+    ),
+    Sabotage(
+        "bottom-merged-as-the-newest", "1 4", "of a key in the bottom and above it the older value wins",
+        "write/merge_run.py",
+        "sources = [*segments, *([into] if into is not None else [])]",
+        "sources = [*([into] if into is not None else []), *segments]",
+        ("unit/test_merge.py::test_progress_that_raises_stops_a_compaction_cleanly",),
+    ),
+    Sabotage(
+        "merged-run-put-behind-older-ones", "1 4", "what a merge made is read after runs that are older",
+        "write/merge_jobs.py",
+        "tiers[chosen.into] = (*newer, *made, *older)",
+        "tiers[chosen.into] = (*newer, *older, *made)",
+        ("unit/test_merge_drains.py::test_the_newest_level_does_not_starve_while_runs_drain",),
+    ),
+    Sabotage(
+        "failed-merge-keeps-its-pages", "8 12", "a merge that fails does not give back what it reserved",
+        "write/merge_run.py",
+        "    except BaseException:\n        writer.abandon()\n        for leftover in leftovers:\n",
+        "    except BaseException:\n        for leftover in leftovers:\n",
+        ("unit/test_merge_slices.py::test_whichever_write_fails_the_merge_gives_everything_back",),
+    ),
+    Sabotage(
+        "moved-value-leaks", "12", "the place that a large value was moved away from is never free again",
+        "write/merge_run.py",
+        "                    self.dropped.append((old.page, old.pages))\n",
+        "",
+        ("unit/test_shrinking.py::test_a_compaction_moves_overflow_extents_from_the_end_of_the_file_too",),
+    ),
+    Sabotage(
+        "taken-over-under-newer-keys", "1 4", "a node is taken over though a newer run has keys in its range",
+        "write/merge_inputs.py",
+        "        if not alone or core.has_written(low):\n",
+        "        if core.has_written(low):\n",
+        ("unit/test_merge_reuse.py::test_a_few_keys_into_a_huge_segment_write_their_leaves_and_ancestors",),
+    ),
+)  # fmt: skip

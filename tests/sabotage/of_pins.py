@@ -1,0 +1,105 @@
+"""Bugs of when pages may be used again: pins dropped, births forgotten, cuts too early or too far."""
+
+from __future__ import annotations
+
+from sabotage import Sabotage
+
+PLANTED = (
+    Sabotage(
+        "pins-ignored", "4 6", "pages are free as soon as the newest version has them no more",
+        "space/reclaim.py",
+        "        seen = at < len(pinned) and pinned[at] < retirement.died\n",
+        "        seen = False\n",
+        ("unit/test_reclaim.py::test_the_theory_of_the_crime",),
+    ),
+    Sabotage(
+        "reclaimed-one-install-early", "4 6", "the version just before the one that let go of a page does not keep it",
+        "space/reclaim.py",
+        "        seen = at < len(pinned) and pinned[at] < retirement.died\n",
+        "        seen = at < len(pinned) and pinned[at] < retirement.died - 1\n",
+        ("unit/test_reclaim.py::test_the_theory_of_the_crime",),
+    ),
+    Sabotage(
+        "birth-of-shared-pages-forgotten", "4 6", "a page counts as born with the last segment that has it",
+        "write/merge_walk.py",
+        "self.unlinked.add(child.page, child.pages, self.segment.birth_of(child.page))",
+        "self.unlinked.add(child.page, child.pages, self.segment.record.installed)",
+        ("unit/test_theory_of_the_crime.py::test_merges_share_overflow_extents_and_readers_keep_them",),
+    ),
+    Sabotage(
+        "birth-of-values-too-late", "4 6", "a large value counts as born with the next install, and readers have it",
+        "write/values.py",
+        "install = self.store.state.version.install if self.born is None else self.born",
+        "install = self.store.manifest.install + 1",
+        ("unit/test_reclaim.py::test_the_birth_of_a_value_is_the_version_that_readers_have",),
+    ),
+    Sabotage(
+        "snapshot-not-registered", "4", "a snapshot pins nothing in the memtables",
+        "read/snapshot.py",
+        """        self.seq = pins.register()
+
+    def __del__(self) -> None:
+        if hasattr(self, "seq"):
+            self._pins.release(self.seq)
+""",
+        "        self.seq = pins.published  # type: ignore[attr-defined]\n",
+        ("unit/test_snapshots.py::test_a_snapshot_stays_as_it_was",),
+    ),
+    Sabotage(
+        "cursor-does-not-share-the-pin", "4", "a range that outlives its snapshot is no longer pinned",
+        "read/snapshot.py",
+        "return Snapshot(self.opened(), self.seq, self.life, self._pin)",
+        "return Snapshot(self.opened(), self.seq, self.life, None)",
+        ("unit/test_snapshots.py::test_ranges_and_cursors_of_a_snapshot_outlive_it",),
+    ),
+    Sabotage(
+        "view-pins-nothing", "6", "a view does not keep the version that it was read from",
+        "file.py",
+        "        mapping.owner = owner\n",
+        "",
+        ("unit/test_views.py::test_views_stay_right_through_writes_merges_and_close",),
+    ),
+    Sabotage(
+        "compiled-view-pins-nothing", "6", "a view does not keep the version that it was read from",
+        "read/view.py",
+        "        exporter.version = version\n",
+        "",
+        ("unit/test_views.py::test_views_stay_right_through_writes_merges_and_close",),
+        compiled=True,
+    ),
+    Sabotage(
+        "view-without-the-pin-lock", "6 10", "views that outlive close() are unknown to the next writer",
+        "read/version.py",
+        "        self.pin = pin\n",
+        "        self.pin = None\n",
+        ("unit/test_views.py::test_views_stay_right_through_writes_merges_and_close",),
+    ),
+    Sabotage(
+        "pins-elsewhere-ignored-at-open", "6 10", "a writer gives away what views of the one before still show",
+        "engine.py",
+        "        pinned = file.pins_elsewhere()\n",
+        "        pinned = False\n",
+        ("unit/test_views.py::test_views_stay_right_through_writes_merges_and_close",),
+    ),
+    Sabotage(
+        "pins-elsewhere-ignored-at-reclaim", "6 10", "a writer cuts off what views of the one before still show",
+        "write/merger.py",
+        "store.allocator.free_extents()) and not store.file.pins_elsewhere():\n",
+        "store.allocator.free_extents()):\n",
+        ("unit/test_views.py::test_views_stay_right_through_writes_merges_and_close",),
+    ),
+    Sabotage(
+        "truncated-one-page-too-far", "1 12", "the file is cut in the middle of what is in use",
+        "space/allocator.py",
+        "            self._resize(tail.first)\n            self._free.remove(*tail)\n",
+        "            self._resize(tail.first - 1)\n            self._free.remove(*tail)\n",
+        ("unit/test_database.py::test_space_comes_back_when_everything_is_deleted",),
+    ),
+    Sabotage(
+        "value-freed-while-referred-to", "1 12", "a flush retires the large values that its segment refers to",
+        "write/flush.py",
+        "    dropped = [extent for extent in extents if extent not in flushed.kept]\n",
+        "    dropped = list(extents)\n",
+        ("unit/test_recovery.py::test_a_commit_that_returned_survives_a_kill",),
+    ),
+)  # fmt: skip

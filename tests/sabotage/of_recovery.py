@@ -1,0 +1,128 @@
+"""Bugs of opening: what is believed of the log's tail, of the slots and of the pages in use."""
+
+from __future__ import annotations
+
+from sabotage import Sabotage
+
+PLANTED = (
+    Sabotage(
+        "log-tail-trusted", "2 3", "a torn record at the log's end is replayed",
+        "write/log_scan.py",
+        "if len(payload) < header.length or checksum(payload) != header.payload_sum:",
+        "if len(payload) < header.length:",
+        ("unit/test_recovery.py::test_the_tail_of_the_log_cut_anywhere_gives_a_prefix",),
+    ),
+    Sabotage(
+        "log-chain-not-followed", "2", "records of another life of the log's pages are replayed",
+        "write/log_scan.py",
+        "if header.epoch != at.epoch or header.predecessor != at.predecessor:",
+        "if False:",
+        ("unit/test_log.py::test_records_of_an_earlier_epoch_in_the_same_place_are_not_replayed",),
+    ),
+    Sabotage(
+        "replayed-values-not-protected", "2 9", "pages of large values that only the log names are given away",
+        "write/recovery.py",
+        "    used = used_pages(root, retired)\n    claimed = [*replay.log_extents, *replay.value_extents]\n",
+        "    used = used_pages(root, retired)\n    claimed = [*replay.log_extents]\n",
+        ("unit/test_recovery.py::test_a_commit_that_returned_survives_a_kill",),
+    ),
+    Sabotage(
+        "log-not-protected", "2", "recovery gives the log's own pages away before its commits are in a segment",
+        "write/recovery.py",
+        "    used = used_pages(root, retired)\n    claimed = [*replay.log_extents, *replay.value_extents]\n",
+        "    used = used_pages(root, retired)\n    claimed = [*replay.value_extents]\n",
+        ("unit/test_recovery.py::test_recovery_is_repeated_until_it_is_durable",),
+    ),
+    Sabotage(
+        "newest-slot-overwritten-first", "2", "the only good slot is written first, and torn by a crash",
+        "format/superblock.py",
+        "return (0, 1) if ages[0] <= ages[1] else (1, 0)",
+        "return (0, 1)",
+        ("unit/test_superblock.py::test_the_stale_or_damaged_slot_is_written_first",),
+    ),
+    Sabotage(
+        "damaged-slot-not-mended", "2 9", "one superblock slot stays damaged, and the next damage is the end",
+        "engine.py",
+        "        if not root.slots_agree:\n",
+        "        if False:\n",
+        ("unit/test_recovery.py::test_one_superblock_is_enough_and_the_other_is_mended",),
+    ),
+    Sabotage(
+        "seq-ceiling-not-written", "5", "numbers of commits that a crash took are given again",
+        "engine.py",
+        "self.last_seq = replay.seq if root.superblock.clean else max(replay.seq, root.superblock.seq_ceiling)",
+        "self.last_seq = replay.seq",
+        ("unit/test_recovery.py::test_no_seq_is_given_twice_across_a_kill",),
+    ),
+    Sabotage(
+        "bitmap-without-the-new-pages", "2 12", "the durable bitmap calls the pages of a new segment free",
+        "write/store.py",
+        "bits = self.allocator.live_bits(extra_live=[*edit.commit, *own])",
+        "bits = self.allocator.live_bits(extra_live=own)",
+        ("unit/test_recovery.py::test_a_commit_that_returned_survives_a_kill",),
+    ),
+    Sabotage(
+        "bitmap-not-written", "2 12", "only new bitmap pages are written, never those that changed",
+        "write/store.py",
+        "changed.update(bits.changed_since(self.bits), range(len(present.bitmap), bits.page_count))",
+        "changed.update(range(len(present.bitmap), bits.page_count))",
+        ("unit/test_database.py::test_space_comes_back_when_everything_is_deleted",),
+    ),
+    Sabotage(
+        "old-manifest-leaks", "12", "the pages of the manifest before are never free again",
+        "write/store.py",
+        "            self.reclaimer.retire(draft.outdated, number, number)\n",
+        "",
+        ("unit/test_database.py::test_a_small_store_overwritten_for_ever_stays_small",),
+    ),
+    Sabotage(
+        "unknown-version-taken", "12", "a file of another format version is opened as if it were ours",
+        "format/superblock.py",
+        "if len(data) >= 12 and version != FORMAT_VERSION:",
+        "if len(data) < 12 and version != FORMAT_VERSION:",
+        ("unit/test_superblock.py::test_an_unknown_version_is_refused_whatever_the_sum",),
+    ),
+    Sabotage(
+        "growth-noted-before-made", "8", "pages that the file could not grow by count as there",
+        "space/allocator.py",
+        """        self._resize(pages)
+        self._live.resize(pages)
+        self._free.add(self._total, pages - self._total)
+        self._total = pages
+""",
+        """        self._live.resize(pages)
+        self._free.add(self._total, pages - self._total)
+        self._total = pages
+        self._resize(pages)
+""",
+        ("unit/test_allocator.py::TestEarliest",),
+    ),
+    Sabotage(
+        "log-not-preallocated", "8", "no space is met when the log is written, and not before the commit is ordered",
+        "write/log.py",
+        "            self._file.preallocate(extent.first, extent.count)\n",
+        "            pass\n",
+        ("unit/test_recovery.py::test_no_space_for_the_log_is_a_commit_that_did_not_happen",),
+    ),
+    Sabotage(
+        "no-space-swallowed", "8", "a log extent without space is written to all the same",
+        "write/log.py",
+        """            self._file.preallocate(extent.first, extent.count)
+        except BaseException:
+            self._allocator.give_back(extent)
+            raise
+""",
+        """            self._file.preallocate(extent.first, extent.count)
+        except BaseException:
+            pass
+""",
+        ("unit/test_recovery.py::test_no_space_for_the_log_is_a_commit_that_did_not_happen",),
+    ),
+    Sabotage(
+        "short-write-taken-for-whole", "1 8", "the rest of a short write is not written",
+        "channel.py",
+        "            done += count\n",
+        "            done = len(view)\n",
+        ("unit/test_file.py::test_short_and_interrupted_writes_are_gone_on_with",),
+    ),
+)  # fmt: skip
