@@ -50,7 +50,8 @@ PLANTED = (
     Sabotage(
         "superblock-before-manifest", "1 2 3", "the superblock is written before what it names is synced",
         "write/store.py",
-        """                channel.sync()
+        """\
+                channel.sync()
                 version = self.version_of(draft.manifest, self.superblock.seq if edit.seq is None else edit.seq)
             except BaseException:
                 for extent in own:
@@ -58,7 +59,8 @@ PLANTED = (
                 raise
             self._switch(channel, edit, draft, number)
 """,
-        """                version = self.version_of(draft.manifest, self.superblock.seq if edit.seq is None else edit.seq)
+        """\
+                version = self.version_of(draft.manifest, self.superblock.seq if edit.seq is None else edit.seq)
             except BaseException:
                 for extent in own:
                     self.allocator.give_back(extent)
