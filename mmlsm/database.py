@@ -21,7 +21,7 @@ from mmlsm.engine import Engine
 from mmlsm.errors import ClosedError, ConflictError, ReadOnlyError
 from mmlsm.file import SYSTEM, System
 from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
-from mmlsm.read.snapshot import Held, Hold, SeqPin, Snapshot
+from mmlsm.read.snapshot import Held, Hold, Holders, SeqPin, Snapshot
 from mmlsm.settings import DURABILITIES, Allocation, Durability, Settings, Verify
 from mmlsm.stats import MergeStats, SegmentStats, SpaceStats, StallStats, Stats, pin_stats, trouble_of
 from mmlsm.write.batch import Batch, give_all_back
@@ -40,7 +40,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         self._path = Path(path)
         self._opened_at = time.time()
         self._bare: Reader | None = None
-        self._held: dict[int, Held] = {}
+        self._held = Holders()
         """Who holds versions, for `stats()`."""
         this = weakref.ref(self)
 
@@ -168,23 +168,21 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         if not write:
             still = self._snapshot("transaction")
             assert still.state is not None
-            seq = still.seq  # alone: the end is called after the snapshot was let go
+            seq = still.seq  # alone: the commit is called after the snapshot was let go
             return Transaction(
                 still.state, still.seq, self.life, still, write=False, values=None,
-                end=lambda items, durability: seq, abandoned=lambda: None,
+                commit=lambda items, durability: seq, tenure=None, abandoned=lambda: None,
             )  # fmt: skip
         values = self._values()
         engine.lock_for_writing(timeout)
+        lock = engine.write_lock
+        tenure = lock.tenure
         try:
             pin, state, committer = SeqPin(engine.pins), self.state, engine.committer
             if state is None or committer is None:
                 raise ClosedError("the database is closed: open it again")
-            release = engine.write_lock.release
 
-            def end(items: dict[bytes, Any] | None, durability: Durability | None) -> int:
-                if items is None:
-                    release()
-                    return 0
+            def commit(items: dict[bytes, Any], durability: Durability | None) -> int:
                 try:
                     return engine.commit(items, durability, locked=True)
                 except BaseException as error:
@@ -195,10 +193,11 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
             # All that is ordered, published or not, and nothing that comes after the transaction's end.
             return Transaction(
                 state, committer.last_seq, self.life, (pin, hold), write=True,
-                values=values.since(state.version.install), end=end, abandoned=engine.drop_lock,
+                values=values.since(state.version.install), commit=commit, tenure=(lock, tenure),
+                abandoned=lambda: engine.drop_lock(tenure),
             )  # fmt: skip
         except BaseException:
-            engine.write_lock.release()
+            lock.release_of(tenure)
             raise
 
     def run(self, fn: Callable[[Transaction], Any], *, retries: int = 10) -> Any:
@@ -272,7 +271,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
     def stats(self) -> Stats:
         """Figures of this moment."""
         self.life.check_open()
-        return gather(self._engine, self.state, self.seq, list(self._held.values()))
+        return gather(self._engine, self.state, self.seq, self._held.present())
 
     def close(self) -> None:
         """Flush, join both threads, leave the file clean; raises what they could not do. Twice is no error.
@@ -305,7 +304,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         raise TypeError("a Database cannot be pickled: pass its path, and open it in the worker process")
 
 
-def gather(engine: Engine, state: ReadState | None, seq: int, held: list[Held]) -> Stats:
+def gather(engine: Engine, state: ReadState | None, seq: int, held: tuple[Held, ...]) -> Stats:
     """The figures of `Database.stats()`."""
     if state is None:
         raise ClosedError("the database is closed: open it again")

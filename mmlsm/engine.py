@@ -63,7 +63,7 @@ class Engine:
         self.pins = Pins(debug=settings.debug)
         self.write_lock = FairLock(settings.debug)
         self.committer: Committer | None = None
-        self.dropped: SimpleQueue[bool] = SimpleQueue()
+        self.dropped: SimpleQueue[int] = SimpleQueue()
         self._begin_lock = threading.Lock()
         self._close_lock = threading.Lock()
         self._on_publish: Callable[[int], object] = lambda seq: None
@@ -105,8 +105,7 @@ class Engine:
             tuple(tuple(Segment(self.file, record, self.settings.verify) for record in run) for run in level)
             for level in root.manifest.levels
         )
-        released: SimpleQueue[Any] = SimpleQueue()
-        version = Version(root.manifest.install, root.superblock.seq, levels, released, self.file.pin)
+        version = Version(root.manifest.install, root.superblock.seq, levels, self.file.pin)
         tables = () if replay.table is None else (replay.table,)
         return ReadState(tables, version, self.file, self.settings.verify)
 
@@ -243,12 +242,11 @@ class Engine:
         """Free the write lock of transactions that the collector took; any thread, each lock once."""
         with contextlib.suppress(Empty):
             while True:
-                self.dropped.get_nowait()
-                self.write_lock.release()
+                self.write_lock.release_of(self.dropped.get_nowait())
 
-    def drop_lock(self) -> None:
-        """For finalisers: have the write lock freed soon. Takes no lock (R12)."""
-        self.dropped.put(True)
+    def drop_lock(self, tenure: int) -> None:
+        """For finalisers: have the write lock's tenure ended soon. Takes no lock (R12)."""
+        self.dropped.put(tenure)
         if self.store is not None:
             self.store.released.put(self.release_dropped)
 
@@ -271,12 +269,20 @@ class Engine:
 
     def _seal(self) -> None:
         """The memtable has reached its bound: go on with a new one. REQUIRES the order lock."""
+        try:
+            self._seal_or_go_on()
+        except BaseException:  # Ctrl-C may not leave a memtable that takes commits and that readers do not see
+            self._seal_or_go_on()
+            raise
+
+    def _seal_or_go_on(self) -> None:
         committer, store = self.committer, self.store
         assert committer is not None and store is not None
         tables = store.state.tables
-        if tables and tables[0] is committer.memtable:
+        if tables and tables[0] is committer.memtable and committer.memtable.entry_count:
             committer.switch_memtable()
-        store.set_state((committer.memtable, *tables), store.state.version)
+        newest = committer.memtable
+        store.set_state((newest, *(table for table in tables if table is not newest)), store.state.version)
         self.writer.wake()
 
     def flush(self) -> None:

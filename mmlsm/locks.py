@@ -15,7 +15,8 @@ A thread that waits for a lock holds only locks of a smaller rank. With `debug` 
 
 I1. `FairLock` is given in the order of asking. It is handed over, never put up for grabs while somebody waits.
 I2. A waiter that gives up (time out, Ctrl-C) has either left the queue or passed the lock on.
-I3. `RWLock`: the exclusive side is only ever tried; nobody waits for it, and it is never given beside a shared holder.
+I3. Each tenure of a `FairLock` ends once, and `release_of` ends none but that which it names.
+I4. `RWLock`: the exclusive side is only ever tried; nobody waits for it, and it is never given beside a shared holder.
 """
 
 from __future__ import annotations
@@ -113,11 +114,13 @@ class FairLock:
     It belongs to a thread (`owner`), but any thread may release it, as a transaction may be ended elsewhere.
     """
 
-    __slots__ = ("_debug", "_guard", "_waiting", "owner")
+    __slots__ = ("_debug", "_guard", "_waiting", "owner", "tenure")
 
     def __init__(self, debug: bool = False) -> None:
         self.owner: int | None = None
         """`threading.get_ident()` of the thread that took it, None when free."""
+        self.tenure = 0
+        """How often it was released: the number of the present tenure, or of the next where it is free."""
         self._guard = threading.Lock()
         self._waiting: deque[tuple[threading.Lock, int]] = deque()
         self._debug = debug
@@ -170,14 +173,25 @@ class FairLock:
         """Pass the lock on to the one who has waited longest, or leave it free."""
         with self._guard:
             assert self.owner is not None, "the write lock is released twice"
-            if self._waiting:
-                # No call between taking out of the queue and opening the gate: CPython lets Ctrl-C in after calls,
-                # and the lock would belong to one who is never told (I2).
-                gate, self.owner = self._waiting[0]
-                del self._waiting[0]
-                gate.release()
-            else:
-                self.owner = None
+            self._pass_on()
+
+    def release_of(self, tenure: int) -> None:
+        """As `release`, if that tenure is not over yet."""
+        with self._guard:
+            if self.tenure == tenure and self.owner is not None:
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        # No call between taking out of the queue and opening the gate: CPython lets Ctrl-C in after calls,
+        # and the lock would belong to one who is never told (I2).
+        if self._waiting:
+            gate, self.owner = self._waiting[0]
+            self.tenure += 1
+            del self._waiting[0]
+            gate.release()
+        else:
+            self.owner = None
+            self.tenure += 1
 
     @property
     def waiting(self) -> int:
@@ -221,7 +235,7 @@ class RWLock:
             self.shared_count -= 1
 
     def try_acquire_exclusive(self) -> bool:
-        """True when nobody has either side; never waits (I3). May be tried again after `release_exclusive`."""
+        """True when nobody has either side; never waits (I4). May be tried again after `release_exclusive`."""
         with self._guard:
             if self.shared_count or self._exclusive:
                 return False

@@ -13,28 +13,22 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from mmlsm.read.life import Life
 from mmlsm.read.reader import Reader, ReadState
+from mmlsm.register import Register
 
 
 class Pins(Protocol):
-    """Where seqs are registered (write/commit.py)."""
+    """Where seqs are registered (write/pins.py)."""
 
-    def register(self) -> int: ...
-
-    def release(self, seq: int) -> None: ...
+    def register(self, holder: object) -> int: ...
 
 
 class SeqPin:
-    """Registers the newest published seq for as long as it is referred to; letting go takes no lock (R12)."""
+    """Registers the newest published seq for as long as it is referred to."""
 
-    __slots__ = ("_pins", "seq")
+    __slots__ = ("__weakref__", "seq")
 
     def __init__(self, pins: Pins) -> None:
-        self._pins = pins
-        self.seq = pins.register()
-
-    def __del__(self) -> None:
-        if hasattr(self, "seq"):
-            self._pins.release(self.seq)
+        self.seq = pins.register(self)
 
 
 class Held(NamedTuple):
@@ -46,18 +40,31 @@ class Held(NamedTuple):
     thread: str
 
 
+class Holders:
+    """Who holds what, for `stats()`. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._register: Register[Held] = Register()
+
+    def enter(self, holder: object, held: Held) -> None:
+        """For as long as `holder` lives."""
+        with self._lock:
+            self._register.enter(holder, held)
+
+    def present(self) -> tuple[Held, ...]:
+        """Who holds something now."""
+        with self._lock:
+            return self._register.present()
+
+
 class Hold:
-    """Stands in `register` for as long as it is referred to; letting go takes no lock (R12)."""
+    """Stands among `holders` for as long as it is referred to."""
 
-    __slots__ = ("_register",)
+    __slots__ = ("__weakref__",)
 
-    def __init__(self, register: dict[int, Held], kind: str, install: int) -> None:
-        self._register = register
-        register[id(self)] = Held(kind, install, time.time(), threading.current_thread().name)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_register"):
-            self._register.pop(id(self), None)
+    def __init__(self, holders: Holders, kind: str, install: int) -> None:
+        holders.enter(self, Held(kind, install, time.time(), threading.current_thread().name))
 
 
 class Snapshot(Reader):

@@ -1,7 +1,7 @@
 """Version: the immutable list of segments that a reader sees; a reference to it is the pin (R11).
 
 Made under the install lock; read by any thread. When the last reference goes, on whatever thread and in whatever
-state, the version's number is posted to a queue that the merge thread drains (R12).
+state, the merge thread is told (`Store.version_of`; R12).
 
 I1. `levels` never changes. While the version lives, it holds the shared side of each of its segments' locks.
 """
@@ -13,8 +13,6 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from queue import SimpleQueue
-
     from mmlsm.file import File
     from mmlsm.read.segment import Segment
 
@@ -25,14 +23,13 @@ class Version:
     `segments` is flat, newest run first; `seq` is the last commit in them.
     """
 
-    __slots__ = ("__weakref__", "_maps", "_released", "install", "levels", "made_at", "pin", "segments", "seq")
+    __slots__ = ("__weakref__", "_maps", "install", "levels", "made_at", "pin", "segments", "seq")
 
     def __init__(
         self,
         install: int,
         seq: int,
         levels: tuple[tuple[tuple[Segment, ...], ...], ...],
-        released: SimpleQueue[tuple[int, tuple[Segment, ...]]],
         pin: object | None,
     ) -> None:
         self.install = install
@@ -41,7 +38,6 @@ class Version:
         self.segments: tuple[Segment, ...] = tuple(s for level in levels for run in level for s in run)
         self.pin = pin
         self.made_at = time.time()
-        self._released = released
         self._maps: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         for segment in self.segments:
             segment.lock.acquire_shared()
@@ -62,7 +58,3 @@ class Version:
         version.install, version.seq, version.levels, version.segments = self.install, self.seq, (), ()
         version.pin, version.made_at = None, self.made_at
         return version
-
-    def __del__(self) -> None:
-        if hasattr(self, "_maps"):
-            self._released.put((self.install, self.segments))

@@ -8,7 +8,9 @@ I2. Every change names pages that are in the state it takes them from, all of th
     AssertionError, nothing changed.
 I3. The file has `total` pages, always: it grows at a reservation and shrinks at `truncate`. When the file refuses,
     nothing changed.
-I4. No page is reserved with a verified byte left from its last life (R4), nor with anything else that is remembered of
+I4. A change that is cut off at any step, by Ctrl-C or for want of memory, changed nothing: what is reserved is noted
+    before and goes back to that, and what is free is then made anew from the rest.
+I5. No page is reserved with a verified byte left from its last life (R4), nor with anything else that is remembered of
     it: `on_reserve`.
 """
 
@@ -44,6 +46,13 @@ class SpaceCounts:
     growths: int
     truncations: int
     truncated: int
+
+
+@dataclass(slots=True)
+class Claim:
+    """What somebody has reserved; changed as one with the reservation itself, so that it comes back exactly once."""
+
+    extent: Extent | None = None
 
 
 class Allocator:
@@ -85,7 +94,8 @@ class Allocator:
                 )
         self._live.resize(self._total)
         self._live.set(0, limits.HEADER_PAGES)
-        self._reserved = ExtentSet()
+        self._reserved_before: dict[int, int] = {}
+        self._claims: ExtentSet | None = None
         self._gaps: FreeExtents | None = None
         self._live_pages = self._live.used_pages() - limits.HEADER_PAGES
         self._reservations = self._given_back = self._growths = self._truncations = self._truncated = 0
@@ -93,52 +103,76 @@ class Allocator:
             resize(self._total)
 
     @property
+    def _reserved(self) -> ExtentSet:
+        """What is reserved."""
+        claims = self._claims
+        if claims is None:
+            claims = self._claims = ExtentSet(self._reserved_before.items())
+        return claims
+
+    @property
     def _free(self) -> FreeExtents:
-        """The free extents, made from the bitmap when first asked for, so that opening does not wait for that."""
+        """The free extents, made from all others when first asked for, so that opening does not wait for that."""
         gaps = self._gaps
         if gaps is None:
             gaps, end = FreeExtents(), 0
-            for extent in self._live.extents():
+            for extent in self._settled().extents():
                 if extent.first > end:
                     gaps.add(end, extent.first - end)
                 end = extent.end
             if end < self._total:
                 gaps.add(end, self._total - end)
+            for first, count in self._reserved:
+                gaps.remove(first, count)
             self._gaps = gaps
         return gaps
 
+    def _settled(self) -> Bitmap:
+        """What is live, in a bitmap of as many pages as the file has, also where a growth was cut off (I4)."""
+        if self._live.pages != self._total:
+            self._resize(self._total)
+            self._live.resize(self._total)
+        return self._live
+
     # reserve
 
-    def reserve(self, count: int) -> Extent:
+    def reserve(self, count: int, claim: Claim | None = None) -> Extent:
         """`count` contiguous pages: free ones by the policy, else at the end of the file, which grows.
 
         StorageError when the file cannot grow.
         """
-        return self.reserve_up_to(count, count)
+        return self.reserve_up_to(count, count, claim)
 
-    def reserve_up_to(self, most: int, least: int) -> Extent:
+    def reserve_up_to(self, most: int, least: int, claim: Claim | None = None) -> Extent:
         """The earliest free extent of at least `least` pages, as far as `most` of them; else `most` at the file's end.
 
         The file's free tail counts as endless. Policy "best" takes the smallest extent of `most` pages where there is
-        one. What is not used is given back.
+        one. What is not used is given back; it is noted in `claim`.
 
         StorageError when the file cannot grow.
         """
         assert 0 < least <= most, f"reserve {least} to {most} pages"
         with self._lock:
-            found = (self._free.smallest(most) if self._best else None) or self._free.earliest(least)
-            if found is None or found.end == self._total:
-                tail = self._tail()
-                first = tail.first if tail else self._total
-                if first + most > self._total:
-                    self._grow(first + most)
-                found = Extent(first, most)
-            extent = Extent(found.first, min(found.count, most))
-            self._reserve(extent)
-            self._reservations += 1
+            before = self._note()
+            try:
+                found = (self._free.smallest(most) if self._best else None) or self._free.earliest(least)
+                if found is None or found.end == self._total:
+                    tail = self._tail()
+                    first = tail.first if tail else self._total
+                    if first + most > self._total:
+                        self._grow(first + most)
+                    found = Extent(first, most)
+                extent = Extent(found.first, min(found.count, most))
+                self._reserve(extent)
+                self._reservations += 1
+                if claim is not None:
+                    claim.extent = extent
+            except BaseException:
+                self._undo(before)
+                raise
             return extent
 
-    def extend(self, extent: Extent, count: int) -> Extent | None:
+    def extend(self, extent: Extent, count: int, claim: Claim | None = None) -> Extent | None:
         """`extent`, reserved, made `count` pages longer in place; None when what follows is neither free nor the end.
 
         StorageError when the file cannot grow.
@@ -146,28 +180,50 @@ class Allocator:
         assert count > 0
         with self._lock:
             assert self._reserved.holds(*extent), f"{extent} is not reserved (I2)"
-            after = self._free.around(extent.end)
-            room = after.count if after else 0
-            if room < count:
-                if extent.end + room != self._total:
-                    return None
-                self._grow(extent.end + count)
-            self._reserve(Extent(extent.end, count))
-            return Extent(extent.first, extent.count + count)
+            before = self._note()
+            try:
+                after = self._free.around(extent.end)
+                room = after.count if after else 0
+                if room < count:
+                    if extent.end + room != self._total:
+                        return None
+                    self._grow(extent.end + count)
+                self._reserve(Extent(extent.end, count))
+                longer = Extent(extent.first, extent.count + count)
+                if claim is not None:
+                    claim.extent = longer
+            except BaseException:
+                self._undo(before)
+                raise
+            return longer
 
-    def give_back(self, extent: tuple[int, int]) -> None:
-        """Pages that were reserved and not used, a part or the whole, are free again."""
+    def give_back(self, extent: tuple[int, int], claim: Claim | None = None, left: Extent | None = None) -> None:
+        """Pages that were reserved and not used, all or a part, are free again; `left` is what `claim` then has."""
         with self._lock:
-            self._reserved.remove(*extent)
-            self._free.add(*extent)
-            self._given_back += extent[1]
+            before, free = self._note(), self._free
+            try:
+                self._reserved.remove(*extent)
+                free.add(*extent)
+                self._given_back += extent[1]
+                if claim is not None:
+                    claim.extent = left
+            except BaseException:
+                self._undo(before)
+                raise
 
     def commit(self, extent: tuple[int, int]) -> None:
         """Reserved pages, a part or the whole, are live from now on."""
         with self._lock:
-            self._reserved.remove(*extent)
-            self._live.set(*extent)
-            self._live_pages += extent[1]
+            before, live = self._note(), self._live_pages
+            assert self._reserved.holds(*extent), f"{extent} is not reserved (I2)"
+            try:
+                self._reserved.remove(*extent)
+                self._live.set(*extent)
+                self._live_pages = live + extent[1]
+            except BaseException:
+                self._live.clear(*extent)
+                self._undo(before)
+                raise
 
     def free(self, extent: tuple[int, int]) -> None:
         """Live pages are free from now on. Only the Reclaimer knows when that may be (R11)."""
@@ -177,9 +233,15 @@ class Allocator:
             assert self._live.all_set(first, count), f"extent ({first}, {count}) is not live (I2)"
             if self._poison is not None:
                 self._poison(Extent(first, count))
-            self._free.add(first, count)
-            self._live.clear(first, count)
-            self._live_pages -= count
+            before, live = self._note(), self._live_pages
+            try:
+                self._free.add(first, count)
+                self._live.clear(first, count)
+                self._live_pages = live - count
+            except BaseException:
+                self._live.set(first, count)
+                self._undo(before)
+                raise
 
     def truncate(self) -> int:
         """Cut the file's free tail off; the pages that it had. StorageError, nothing changed, when the file refuses."""
@@ -187,10 +249,15 @@ class Allocator:
             tail = self._tail()
             if tail is None:
                 return 0
-            self._resize(tail.first)
-            self._free.remove(*tail)
-            self._live.resize(tail.first)
-            self._total = tail.first
+            before = self._note()
+            try:
+                self._resize(tail.first)
+                self._free.remove(*tail)
+                self._live.resize(tail.first)
+                self._total = tail.first
+            except BaseException:
+                self._undo(before)
+                raise
             self._truncations += 1
             self._truncated += tail.count
             return tail.count
@@ -244,7 +311,7 @@ class Allocator:
         Cost: a copy of one bit a page.
         """
         with self._lock:
-            bits = self._live.copy()
+            bits = self._settled().copy()
             for first, count in extra_live:
                 assert self._reserved.holds(first, count), f"extent ({first}, {count}) is not reserved (I2)"
                 bits.set(first, count)
@@ -286,11 +353,19 @@ class Allocator:
                 f"the file would have more than {limits.FILE_PAGES_MAX:,} pages of {limits.PAGE_BYTES} bytes, the most "
                 "that the format can address: delete something, then compact()",
             )
+        self._live.resize(pages)  # first: it tells of a growth that is cut off
         self._resize(pages)
-        self._live.resize(pages)
         self._free.add(self._total, pages - self._total)
         self._total = pages
         self._growths += 1
+
+    def _note(self) -> dict[int, int]:
+        """What is reserved now, for `_undo`. Cost: a copy of a few extents."""
+        return dict.copy(self._reserved._counts)
+
+    def _undo(self, reserved: dict[int, int]) -> None:
+        """Go back to that (I4), as soon as somebody asks: no call is made here, so nothing can fail or cut in."""
+        self._reserved_before, self._claims, self._gaps = reserved, None, None
 
     def _reserve(self, extent: Extent) -> None:
         self._forget(*extent)

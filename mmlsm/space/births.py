@@ -58,12 +58,12 @@ class Births:
             self._oldest = max(self._oldest, oldest)
             for install in [install for install in self._pages if install <= oldest]:
                 for page in self._pages.pop(install):
-                    del self._births[page]
+                    self._births.pop(page, None)
 
     def _forget(self, page: int) -> None:
         install = self._births.pop(page, None)
         if install is not None:
-            pages = self._pages[install]
-            pages.remove(page)
+            pages = self._pages.get(install, set())
+            pages.discard(page)
             if not pages:
-                del self._pages[install]
+                self._pages.pop(install, None)

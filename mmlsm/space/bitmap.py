@@ -113,15 +113,17 @@ class Bitmap:
         return bool(bits[start] & low or bits[end] & high or bits[start + 1 : end].strip(b"\0"))
 
     def resize(self, pages: int) -> None:
-        """Change the number of pages: new ones are free, none that goes is used."""
+        """Change the number of pages: new ones are free, none that goes is used. Cut off, it may be done again."""
         assert pages >= self.pages or not self.any_set(pages, self.pages - pages), "a used page is cut off"
-        before, self.pages = self.page_count, pages
-        after = self.page_count
+        before, after = self.page_count, -(-pages // BITMAP_PAGE_BITS)
+        size = after * limits.PAGE_BYTES
+        if size > len(self._bits):
+            self._bits += bytes(size - len(self._bits))
+        self.pages = pages
+        del self._bits[size:]
         if after > before:
-            self._bits += bytes((after - before) * limits.PAGE_BYTES)
             self.dirty.update(range(before, after))
         elif after < before:
-            del self._bits[after * limits.PAGE_BYTES :]
             self.dirty = {index for index in self.dirty if index < after}
 
     def extents(self) -> Iterator[Extent]:

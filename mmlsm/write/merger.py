@@ -2,7 +2,7 @@
 
 I1. It holds a strong reference to the Store only, never to a Database; it stops at step boundaries.
 I2. It alone tears segments down, and only tries the exclusive side of their locks: it never waits on a reader (R11).
-I3. Finalisers reach it through `store.released`, a SimpleQueue, and take no lock (R12).
+I3. What the collector lets go reaches it through `store.released`, a SimpleQueue, and no lock is taken (R12).
 I4. A merge that fails has given everything back; the error is kept for `stats()` and the merge is tried again.
 """
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from mmlsm.errors import Error, ReadOnlyError
 from mmlsm.format.manifest import SegmentRecord
 from mmlsm.limits import PAGE_BYTES
+from mmlsm.register import Entry
 from mmlsm.write.compaction import Compaction, Stopped, gone
 from mmlsm.write.merge_jobs import MergeJobs, Totals, UnderWay, bottom_node_pages, bottom_of, levels_of, overlap_bytes
 from mmlsm.write.merge_policy import Drain, TierMerge, plan, shape_of
@@ -354,14 +355,15 @@ class Merger(threading.Thread):
                     if self.jobs is None or store.manifest.install != self.jobs.installed:
                         self.installed_at = time.monotonic()
                     continue
-                if callable(message):
+                if not isinstance(message, Entry):
                     message()
                     continue
-                install, segments = message
+                install, segments = message.what
                 for segment in segments:
                     segment.lock.release_shared()
                 store.reclaimer.unpin(install)
                 store.made_at.pop(install, None)
+                store.versions.pop(install, None)
 
     def reclaim(self) -> None:
         """Free what no pinned version sees, tear down segments that are gone, cut the file's free tail off."""

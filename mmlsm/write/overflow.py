@@ -18,6 +18,7 @@ from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import Reference
 from mmlsm.format.page import extent_pages
 from mmlsm.read.pages import read_chunks
+from mmlsm.space.allocator import Claim
 from mmlsm.space.extents import Extent
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ STREAM_PAGES = 256
 
 def write_extent(channel: Channel | Gate, allocator: Allocator | Gate, payload: bytes) -> Reference:
     """Write `payload` (at least 1 byte) to a fresh reservation; not synced."""
-    pages = extent_pages(len(payload))
-    extent = allocator.reserve(pages)
+    pages, claim = extent_pages(len(payload)), Claim()
     try:
+        extent = allocator.reserve(pages, claim)
         sums = chunk_sums(payload)
         padded = -len(payload) % 8
         tail = b"" if len(sums) == 1 else bytes(padded) + struct.pack(f"<{len(sums)}Q", *sums)
@@ -44,7 +45,8 @@ def write_extent(channel: Channel | Gate, allocator: Allocator | Gate, payload: 
             channel.pwrite(offset, payload)
             channel.pwrite(offset + len(payload), tail + blank)
     except BaseException:
-        allocator.give_back(extent)
+        if claim.extent is not None:
+            allocator.give_back(claim.extent, claim)
         raise
     return Reference(len(payload), extent.first, pages, reference_sum(sums))
 
@@ -95,11 +97,12 @@ def write_stream(file: File, channel: Gate, allocator: Gate, stream: BinaryIO) -
     chunk = read_chunk(stream)
     if len(chunk) < limits.CHUNK_BYTES:
         return chunk
-    extent = allocator.reserve(STREAM_PAGES)
+    claim = Claim()
     try:
+        extent = allocator.reserve(STREAM_PAGES, claim)
         length, sums = 0, []
         while chunk:
-            extent = make_room(file, channel, allocator, extent, length, len(chunk))
+            extent = make_room(file, channel, allocator, claim, length, len(chunk))
             channel.pwrite(extent.first * limits.PAGE_BYTES + length, chunk)
             sums.append(checksum(chunk))
             length += len(chunk)
@@ -107,12 +110,14 @@ def write_stream(file: File, channel: Gate, allocator: Gate, stream: BinaryIO) -
         if len(sums) > 1:
             tail = bytes(-length % 8) + struct.pack(f"<{len(sums)}Q", *sums)
             channel.pwrite(extent.first * limits.PAGE_BYTES + length, tail)
+        pages = extent_pages(length)
+        if pages < extent.count:
+            rest = Extent(extent.first + pages, extent.count - pages)
+            allocator.give_back(rest, claim, Extent(extent.first, pages))
     except BaseException:
-        allocator.give_back(extent)
+        if claim.extent is not None:
+            allocator.give_back(claim.extent, claim)
         raise
-    pages = extent_pages(length)
-    if pages < extent.count:
-        allocator.give_back(Extent(extent.first + pages, extent.count - pages))
     return Reference(length, extent.first, pages, reference_sum(sums))
 
 
@@ -133,25 +138,27 @@ def read_chunk(stream: BinaryIO) -> bytes:
     return b"".join(parts)
 
 
-def make_room(
-    file: File, channel: Gate, allocator: Gate, extent: Extent, length: int, more: int
-) -> Extent:
+def make_room(file: File, channel: Gate, allocator: Gate, claim: Claim, length: int, more: int) -> Extent:
     """A reservation that holds `length` written bytes, `more` to come and all sums; the old one, or a larger."""
+    extent = claim.extent
+    assert extent is not None
     assert more <= limits.CHUNK_BYTES <= extent.count * limits.PAGE_BYTES // 4, "doubling makes room for a chunk"
     if extent_pages(length + more) + 1 <= extent.count:
         return extent
-    grown = allocator.extend(extent, extent.count)
+    grown = allocator.extend(extent, extent.count, claim)
     if grown is not None:
         return grown
-    larger = allocator.reserve(extent.count * 2)
+    other = Claim()
     try:
+        larger = allocator.reserve(extent.count * 2, other)
         for at in range(0, length, 1 << 20):
             data = file.pread(extent.first * limits.PAGE_BYTES + at, min(1 << 20, length - at))
             if len(data) < min(1 << 20, length - at):
                 raise StorageError(5, "the file became shorter while a value was written")
             channel.pwrite(larger.first * limits.PAGE_BYTES + at, data)
+        allocator.give_back(extent, claim, larger)
     except BaseException:
-        allocator.give_back(larger)
+        if other.extent is not None and other.extent != claim.extent:
+            allocator.give_back(other.extent, other)
         raise
-    allocator.give_back(extent)
     return larger

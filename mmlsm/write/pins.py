@@ -1,6 +1,6 @@
 """Pins: the seqs of open snapshots, and up to which commit readers see.
 
-Any thread; `release` also from finalisers, which may run inside a locked region of the same thread (R12).
+Any thread. Who holds a seq lets it go by going (register.py), also in the collector (R12).
 
 I1. `register` reads `published` and notes it in one step under the lock, and `view` reads both in one step: a snapshot
     that `view` does not show has a seq at or after the `published` that it shows.
@@ -11,11 +11,10 @@ I3. Who reads without registering goes by what `publish` tells. That is in one s
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
-from queue import SimpleQueue
 
 from mmlsm.locks import PINS, ordered_lock
+from mmlsm.register import Register
 
 
 class Pins:
@@ -24,9 +23,7 @@ class Pins:
     def __init__(self, published: int = 0, *, debug: bool = False) -> None:
         self.published = published
         self._lock = ordered_lock("pins", PINS, debug)
-        self._seqs: list[int] = []
-        self._view: tuple[int, ...] | None = ()
-        self._released: SimpleQueue[int] = SimpleQueue()
+        self._register: Register[int] = Register()
 
     def publish(self, seq: int, tell: Callable[[int], object] | None) -> None:
         """Let readers see all commits up to `seq`; `tell(seq)` takes no lock. REQUIRES the order lock."""
@@ -35,34 +32,14 @@ class Pins:
                 tell(seq)
             self.published = seq
 
-    def register(self) -> int:
-        """Pin what is published now; its seq. Each needs one `release`."""
+    def register(self, holder: object) -> int:
+        """Pin what is published now, for as long as `holder` lives; its seq."""
         with self._lock:
-            self._drain()
             seq = self.published
-            self._view = None
-            self._seqs.append(seq)
+            self._register.enter(holder, seq)
             return seq
-
-    def release(self, seq: int) -> None:
-        """Give up one registration of `seq`. Takes no lock: the next `register` or `view` sees to it."""
-        self._released.put(seq)
 
     def view(self) -> tuple[int, tuple[int, ...]]:
         """`published` and the registered seqs, ascending, of one moment (I1)."""
         with self._lock:
-            if not self._released.empty():
-                self._drain()
-            view = self._view
-            if view is None:
-                view = self._view = tuple(self._seqs)
-            return self.published, view
-
-    def _drain(self) -> None:
-        released, seqs = self._released, self._seqs
-        while not released.empty():
-            seq = released.get_nowait()
-            at = bisect_left(seqs, seq)
-            assert at < len(seqs) and seqs[at] == seq, f"seq {seq} is released but not registered"
-            self._view = None
-            del seqs[at]
+            return self.published, self._register.present()

@@ -27,6 +27,7 @@ from mmlsm.locks import INSTALL, ORDER, ordered_lock
 from mmlsm.read.reader import ReadState
 from mmlsm.read.segment import Segment
 from mmlsm.read.version import Version
+from mmlsm.register import Entry
 from mmlsm.space.extents import Extent, joined
 from mmlsm.write.merge_policy import age_fault
 
@@ -95,7 +96,7 @@ class Store:
         self.install_lock = ordered_lock("install", INSTALL, settings.debug)
         self.order_lock = ordered_lock("order", ORDER, settings.debug)
         self.released: SimpleQueue[Any] = SimpleQueue()
-        """To the merge thread: (install, segments) of a version that is gone, something to call, or None to wake it."""
+        """To the merge thread: the entry of a version that is gone, something to call, or None to wake it."""
         self.segment_ids = itertools.count(manifest.next_segment_id)
         self.on_state: list[Callable[[ReadState], None]] = []
         self.on_install: list[Callable[[], None]] = []
@@ -104,6 +105,8 @@ class Store:
         self.manifest = manifest
         self.bits = bits
         self.segments: dict[int, Segment] = {}
+        self.versions: dict[int, Entry[tuple[int, tuple[Segment, ...]]]] = {}
+        """How the merge thread is told that a version is gone; its own to clear."""
         self.made_at: dict[int, float] = {}
         """When each version that is still held was made, for `stats()`."""
         self.installs = 0
@@ -120,7 +123,9 @@ class Store:
         )
         self.reclaimer.pin(manifest.install)
         self.made_at[manifest.install] = time.time()
-        return Version(manifest.install, seq, levels, self.released, self.file.pin)
+        version = Version(manifest.install, seq, levels, self.file.pin)
+        self.versions[manifest.install] = Entry(version, self.released.put, (manifest.install, version.segments))
+        return version
 
     def segment_of(self, record: Any) -> Segment:
         """The open segment of a record."""

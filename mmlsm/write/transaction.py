@@ -23,6 +23,7 @@ from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
 from mmlsm.write.batch import give_all_back
 
 if TYPE_CHECKING:
+    from mmlsm.locks import FairLock
     from mmlsm.settings import Durability
     from mmlsm.write.values import ValueWriter
 
@@ -32,7 +33,7 @@ SEQ_ALL = (1 << 62) - 1
 class Transaction(Reader):
     """Reads its snapshot and its own writes. Leaving the `with` block commits; an exception aborts.
 
-    `end` is called once with the pending items to commit, or None: it orders the commit or lets the lock go. A
+    `commit` is called with the pending items, once; `tenure` is the write lock and the tenure that it then ends. A
     finaliser calls `abandoned` instead, which takes no lock.
     """
 
@@ -45,7 +46,8 @@ class Transaction(Reader):
         *,
         write: bool,
         values: ValueWriter | None,
-        end: Callable[[dict[bytes, Any] | None, Durability | None], int],
+        commit: Callable[[dict[bytes, Any], Durability | None], int],
+        tenure: tuple[FairLock, int] | None,
         abandoned: Callable[[], object],
     ) -> None:
         self._overlay = EntryTable()
@@ -55,7 +57,8 @@ class Transaction(Reader):
         self._pin = pin
         self._write = write
         self._values = values
-        self._end = end
+        self._commit = commit
+        self._tenure = tenure
         self._abandoned = abandoned
         self._journals: list[list[tuple[bytes, Entry | None]]] = []
         self._thread = threading.get_ident()
@@ -148,9 +151,12 @@ class Transaction(Reader):
 
     def _take_back(self, key: bytes, before: Entry | None) -> None:
         entries = self._overlay.entries
+        now = entries.get(key)
+        if now is None or now is before:  # a write that was cut off
+            return
         self._overlay.changes += 1
         if self._values is not None:
-            self._values.give_back(entries[key].value)
+            self._values.give_back(now.value)
         if before is None:
             del entries[key]
         else:
@@ -164,33 +170,43 @@ class Transaction(Reader):
             raise ClosedError("the transaction has ended: begin another")
         if self._write and threading.get_ident() != self._thread:
             raise Error("a write transaction belongs to the thread that began it: commit there, or abort")
-        items = {key: entry.value for key, entry in self._overlay.entries.items()}
-        try:
-            return self._end(items, durability)
-        finally:  # not before: Ctrl-C in between would leave the write lock with a transaction that is over
-            self._finish()
+        return self._conclude({key: entry.value for key, entry in self._overlay.entries.items()}, durability)
 
     def abort(self) -> None:
         """Drop all writes. Ending twice is no error."""
         if not self._finished:
-            items = {key: entry.value for key, entry in self._overlay.entries.items()}
-            try:
-                self._end(None, None)
-            finally:
-                self._finish()
-                if self._values is not None:
-                    give_all_back(self._values, items)
+            self._conclude(None, None)
+
+    def _conclude(self, items: dict[bytes, Any] | None, durability: Durability | None) -> int:
+        """Commit, or drop all. Whatever cuts in, the lock is free and the transaction over before that comes out."""
+        interrupted: BaseException | None = None
+        try:
+            return 0 if items is None else self._commit(items, durability)
+        finally:
+            if self._tenure is not None:
+                lock, tenure = self._tenure
+                while lock.tenure == tenure:  # no call before the one that is tried again
+                    try:
+                        lock.release_of(tenure)
+                    except BaseException as error:
+                        interrupted = error
+            self._finished = True
+            self._let_go(items is None)
+            if interrupted is not None:
+                raise interrupted
 
     close = abort
 
-    def _finish(self) -> None:
-        self._finished = True
+    def _let_go(self, dropped: bool) -> None:
+        """Give back the extents of values that came to nothing, and what is read."""
         journals, self._journals = self._journals, []
-        if self._values is not None:  # ended inside a savepoint: what was replaced there comes back now
-            for _, before in (step for journal in journals for step in journal):
-                self._values.give_back(None if before is None else before.value)
         self.state = None
         self._pin = None
+        if self._values is not None:  # ended inside a savepoint: what was replaced there comes back now
+            if dropped:
+                give_all_back(self._values, {key: entry.value for key, entry in self._overlay.entries.items()})
+            for _, before in (step for journal in journals for step in journal):
+                self._values.give_back(None if before is None else before.value)
 
     def __enter__(self) -> Self:
         if self._finished:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+import time
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Self
@@ -27,27 +28,30 @@ from mmlsm.write.overflow import write_extent, write_stream
 
 if TYPE_CHECKING:
     from mmlsm.file import Channel
-    from mmlsm.space.allocator import Allocator
+    from mmlsm.space.allocator import Allocator, Claim
     from mmlsm.write.store import Store
 
 
 class Gate:
-    """The channel and the allocator as value writers see them: shut at close, when nothing may be written any more."""
+    """The channel and the allocator as value writers see them: shut at close, when nothing may be written any more.
+
+    Who writes stands in a set, which is changed by calls that Ctrl-C cannot cut in two.
+    """
 
     def __init__(self, channel: Channel, allocator: Allocator) -> None:
         self.channel = channel
         self.allocator = allocator
-        self.lock = threading.Condition()
-        # guarded by lock
+        self.lock = threading.Lock()
+        # guarded by lock; who is through leaves without it
         self.shut = False
-        self.writing = 0
+        self.writing: set[object] = set()
 
     def close(self) -> None:
         """Let nobody in any more, and wait for the writes under way."""
         with self.lock:
             self.shut = True
-            while self.writing:
-                self.lock.wait()
+        while self.writing:
+            time.sleep(0.001)
 
     def check(self) -> None:
         """ClosedError once shut. REQUIRES lock."""
@@ -56,33 +60,32 @@ class Gate:
 
     def pwrite(self, offset: int, data: bytes) -> None:
         """As Channel.pwrite."""
-        with self.lock:
-            self.check()
-            self.writing += 1
+        me = object()
         try:
+            with self.lock:
+                self.check()
+                self.writing.add(me)
             self.channel.pwrite(offset, data)
         finally:
-            with self.lock:
-                self.writing -= 1
-                self.lock.notify_all()
+            self.writing.discard(me)
 
-    def reserve(self, count: int) -> Extent:
+    def reserve(self, count: int, claim: Claim | None = None) -> Extent:
         """As Allocator.reserve."""
         with self.lock:
             self.check()
-            return self.allocator.reserve(count)
+            return self.allocator.reserve(count, claim)
 
-    def extend(self, extent: Extent, count: int) -> Extent | None:
+    def extend(self, extent: Extent, count: int, claim: Claim | None = None) -> Extent | None:
         """As Allocator.extend."""
         with self.lock:
             self.check()
-            return self.allocator.extend(extent, count)
+            return self.allocator.extend(extent, count, claim)
 
-    def give_back(self, extent: tuple[int, int]) -> None:
+    def give_back(self, extent: tuple[int, int], claim: Claim | None = None, left: Extent | None = None) -> None:
         """As Allocator.give_back; nothing once shut, for close gives everything back."""
         with self.lock:
             if not self.shut:
-                self.allocator.give_back(extent)
+                self.allocator.give_back(extent, claim, left)
 
 
 class ValueWriter:

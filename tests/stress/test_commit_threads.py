@@ -14,6 +14,7 @@ import pytest
 from commit_rig import CommitRig, in_threads
 from mmlsm.errors import ReadOnlyError, StorageError
 from mmlsm.format.manifest import Reference
+from mmlsm.read.snapshot import SeqPin
 
 DURABILITIES = ("off", "group", "full")
 KEYS = [b"key %d" % i for i in range(12)]
@@ -118,20 +119,21 @@ def test_mixed_durabilities_publish_one_order_of_prefix_states(seed, effort, hur
 
     def snapshots(number: int) -> None:
         own = random.Random(seed * 100 + number)
-        held: list[tuple[int, tuple, dict[bytes, object]]] = []
+        held: list[tuple[SeqPin, tuple, dict[bytes, object]]] = []
         while not stop.is_set() or held:
             if not stop.is_set() and (len(held) < 6 or own.random() < 0.3):
-                seq = pins.register()
-                tables = rig.tables
+                pin = SeqPin(pins)
+                seq, tables = pin.seq, rig.tables
                 state = {key: read(tables, key, seq) for key in KEYS}
                 observed.append((seq, state))
-                held.append((seq, tables, state))
+                held.append((pin, tables, state))
             elif held:
-                seq, tables, state = held.pop(own.randrange(len(held)))
+                pin, tables, state = held.pop(own.randrange(len(held)))
+                seq = pin.seq
                 keys = {key for table in tables for key in table.keys_from(None, True, 100)}
                 assert {key: read(tables, key, seq) for key in KEYS} == state, "a snapshot moved"
                 assert keys >= {key for key, value in state.items() if value is not None}
-                pins.release(seq)
+                del pin
 
     def gets() -> None:
         own = random.Random(seed)
@@ -187,11 +189,8 @@ def test_finalisers_that_release_pins_anywhere_cannot_lock_up(effort, hurried):
 
     class Snapshot:
         def __init__(self) -> None:
-            self.seq = rig.pins.register()
+            self.pin = SeqPin(rig.pins)
             self.me = self  # only the collector ends it
-
-        def __del__(self) -> None:
-            rig.pins.release(self.seq)
 
     threshold = gc.get_threshold()
     gc.set_threshold(1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import mmlsm
 from mmlsm.format.manifest import Retirement
-from mmlsm.read.snapshot import Held, Hold
+from mmlsm.read.snapshot import Held, Hold, Holders
 from mmlsm.space.reclaim import held_pages
 from mmlsm.stats import Holder, pin_stats
 
@@ -100,12 +100,12 @@ def test_an_iterator_over_what_was_just_written_is_no_snapshot_of_anybody(open_d
 
 
 def test_letting_go_while_somebody_looks_is_no_error() -> None:
-    register: dict[int, Held] = {}
+    holders = Holders()
     stop = threading.Event()
 
     def come_and_go() -> None:
         while not stop.is_set():
-            holds = [Hold(register, "snapshot", i) for i in range(20)]
+            holds = [Hold(holders, "snapshot", i) for i in range(20)]
             del holds
 
     threads = [threading.Thread(target=come_and_go) for _ in range(3)]
@@ -113,12 +113,12 @@ def test_letting_go_while_somebody_looks_is_no_error() -> None:
         thread.start()
     try:
         for _ in range(3000):
-            assert all(held.kind == "snapshot" for held in list(register.values()))
+            assert all(held.kind == "snapshot" for held in holders.present())
     finally:
         stop.set()
         for thread in threads:
             thread.join()
-    assert register == {}
+    assert holders.present() == ()
 
 
 def test_how_the_free_space_lies_is_told(open_db: Any) -> None:

@@ -1,0 +1,64 @@
+"""Who is alive of those who hold something, told by C alone when they go.
+
+Any thread lets go of anything, anywhere, in the collector too (R12): a weak reference is put into a queue, by its
+callback, which is a C function; no Python code runs, so no lock is taken and no Ctrl-C can come in between.
+
+I1. What is entered is present until it is gone; whatever cuts a call off here, nothing stays present for ever.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+What = TypeVar("What")
+
+
+class Entry(weakref.ref[Any], Generic[What]):
+    """A weak reference that gives itself to `tell`, a C function, when `holder` goes; `what` is what was held."""
+
+    __slots__ = ("what",)
+    what: What
+
+    def __new__(cls, holder: object, tell: Callable[[Any], object], what: What) -> Entry[What]:
+        entry = super().__new__(cls, holder, tell)
+        entry.what = what
+        return entry
+
+    def __init__(self, holder: object, tell: Callable[[Any], object], what: What) -> None:
+        super().__init__(holder, tell)  # type: ignore[call-arg]  # what it makes is made in __new__
+
+
+class Register(Generic[What]):
+    """Holders, in the order in which they came, and what each holds. REQUIRES a lock of its owner for each call."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, Entry[What]] = {}
+        self._gone: deque[Entry[What]] = deque()
+        self._present: tuple[What, ...] | None = ()
+
+    def enter(self, holder: object, what: What) -> None:
+        """`holder` has `what` for as long as it lives."""
+        entry = Entry(holder, self._gone.append, what)
+        if self._gone:
+            self._drain()
+        self._present = None
+        self._entries[id(entry)] = entry
+
+    def present(self) -> tuple[What, ...]:
+        """What is held now; the same object while nothing changes."""
+        if self._gone:
+            self._drain()
+        present = self._present
+        if present is None:
+            present = self._present = tuple(entry.what for entry in self._entries.values())
+        return present
+
+    def _drain(self) -> None:
+        gone, entries = self._gone, self._entries
+        while gone:
+            self._present = None
+            entries.pop(id(gone[0]), None)  # it stays in the queue until it is out: cut off, this is done again
+            gone.popleft()
