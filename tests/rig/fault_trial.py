@@ -57,11 +57,11 @@ class Trial:
     """See the module's text. `check` raises AssertionError, or whatever else the engine raised, for a finding."""
 
     def __init__(self, folder: Path, workload: str, fault: Fault | None, number: int = 0) -> None:
-        self.run, self.template, large = WORKLOADS[workload]
+        self.run, self.template, batch = WORKLOADS[workload]
         self.path = folder / "trial.db"
         self.fault = fault
         self.system = FaultySystem(fault)
-        self.ledger = Ledger(large)
+        self.ledger = Ledger(batch)
         self.work = Work(self.path, self.system, self.ledger, number)
         self.work.before_close = self.check_live
         self.cutting = fault is not None and (fault.kind in (LOST, CACHED) or number % 4 == 0)

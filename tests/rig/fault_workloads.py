@@ -19,8 +19,8 @@ from typing import Any
 import mmlsm
 from mmlsm.file import SYSTEM, System
 from mmlsm.settings import Settings
-from rig.ledger import REFUSALS, Ledger
-from rig.numbered import COUNTER
+from rig.ledger import REFUSALS, Ledger, large_batch_of
+from rig.numbered import COUNTER, batch_of
 
 TINY: dict[str, Any] = {
     "memtable_bytes": 4096, "leaf_bytes": 4096, "node_entries_max": 8, "log_extent_bytes": 1 << 14, "fan_out": 2,
@@ -189,19 +189,19 @@ def read(work: Work) -> None:
         bytes(view)
 
 
-# name: (what it does, the file that it begins with, with large values)
-WORKLOADS: dict[str, tuple[Callable[[Work], None], str, bool]] = {
-    "create": (create, "", False),
-    "fill": (create, "blank", False),
-    "replay": (replay, "crashed", False),
-    "replay large": (replay, "crashed large", True),
-    "mend": (replay, "torn", False),
-    "threads": (threads, "", False),
-    "merges": (merges, "runs", False),
-    "compact": (compact, "runs", False),
-    "values": (values, "", True),
-    "rotate": (rotate, "", False),
-    "read": (read, "runs", False),
+# name: (what it does, the file that it begins with, what its commits write)
+WORKLOADS: dict[str, tuple[Callable[[Work], None], str, Callable[[int], dict[bytes, bytes | None]]]] = {
+    "create": (create, "", batch_of),
+    "fill": (create, "blank", batch_of),
+    "replay": (replay, "crashed", batch_of),
+    "replay large": (replay, "crashed large", large_batch_of),
+    "mend": (replay, "torn", batch_of),
+    "threads": (threads, "", batch_of),
+    "merges": (merges, "runs", batch_of),
+    "compact": (compact, "runs", batch_of),
+    "values": (values, "", large_batch_of),
+    "rotate": (rotate, "", batch_of),
+    "read": (read, "runs", batch_of),
 }
 
 
@@ -209,7 +209,7 @@ def templates(folder: Path) -> dict[str, tuple[Path, int]]:
     """The files that workloads begin with, and how many commits each has."""
     made = {name: (folder / f"{name}.template", 0) for name in ("blank", "crashed", "crashed large", "torn", "runs")}
     made["blank"][0].write_bytes(b"")
-    for name, large in (("crashed", False), ("crashed large", True)):
+    for name, large in (("crashed", batch_of), ("crashed large", True)):
         path, work = made[name][0], Work(folder / "making", SYSTEM, Ledger(large))
         work.open(memtable_bytes=1 << 14 if not large else 1 << 23)
         work.commits(20, ("full",))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import mmlsm
@@ -30,13 +31,18 @@ def large_batch_of(number: int) -> dict[bytes, bytes | None]:
     return batch
 
 
+def growing_batch_of(number: int) -> dict[bytes, bytes | None]:
+    """New keys each time, so that the database grows for ever."""
+    return {b"%06d %d" % (number, i): bytes([number % 251]) * (300 * i) for i in range(4)}
+
+
 class Ledger:
     """Numbers of commits: `tried` the last that may be there, `returned` the last that must be visible, `handed` the
     last that survives the process, `durable` the last that survives a power cut. `unknown` counts those whose fate is.
     """
 
-    def __init__(self, large: bool = False) -> None:
-        self.batch = large_batch_of if large else batch_of
+    def __init__(self, batch: Callable[[int], dict[bytes, bytes | None]] = batch_of) -> None:
+        self.batch = batch
         self.lock = threading.Lock()
         self.attempts: Counter[int] = Counter()
         """Those of each number that were not refused."""
