@@ -209,9 +209,9 @@ def templates(folder: Path) -> dict[str, tuple[Path, int]]:
     """The files that workloads begin with, and how many commits each has."""
     made = {name: (folder / f"{name}.template", 0) for name in ("blank", "crashed", "crashed large", "torn", "runs")}
     made["blank"][0].write_bytes(b"")
-    for name, large in (("crashed", batch_of), ("crashed large", True)):
-        path, work = made[name][0], Work(folder / "making", SYSTEM, Ledger(large))
-        work.open(memtable_bytes=1 << 14 if not large else 1 << 23)
+    for name, batch, memtable_bytes in (("crashed", batch_of, 1 << 14), ("crashed large", large_batch_of, 1 << 23)):
+        path, work = made[name][0], Work(folder / "making", SYSTEM, Ledger(batch))
+        work.open(memtable_bytes=memtable_bytes)
         work.commits(20, ("full",))
         shutil.copyfile(work.path, path)
         made[name] = path, work.ledger.returned
