@@ -72,6 +72,7 @@ def live(job: dict[str, Any]) -> None:
     if job["commits"] == 0:
         time.sleep(60)
     left = itertools.repeat(None) if job["commits"] is None else itertools.repeat(None, job["commits"])
+    threading.Thread(target=hold, args=(db, job), daemon=True).start()
     threads = [threading.Thread(target=commit_all, args=(db, job, left, i)) for i in range(THREADS)]
     for thread in threads:
         thread.start()
@@ -83,6 +84,22 @@ def live(job: dict[str, Any]) -> None:
     db.close()
     say(f"done {last}")
     say("closed")
+
+
+def hold(db: Any, job: dict[str, Any]) -> None:
+    """Hold one snapshot after the other, so that what is retired is freed now at once and now late."""
+    rng = random.Random(job["seed"])
+    try:
+        while True:
+            with db.snapshot() as snapshot:
+                time.sleep(rng.choice([0.0, 0.001, 0.02]))
+                assert int(snapshot.get(COUNTER, b"0")) <= int(db.get(COUNTER, b"0"))
+            time.sleep(rng.choice([0.0, 0.01]))
+    except mmlsm.ClosedError:
+        pass
+    except BaseException:
+        say_error()
+        os._exit(3)
 
 
 def commit_all(db: Any, job: dict[str, Any], left: Any, thread: int) -> None:

@@ -24,13 +24,13 @@ SUPERBLOCK_BYTES = 2 * PAGE_BYTES
 
 CALLS = {
     "opening": (*WRITES, "superblock", "sync", "truncate", "allocate", "link", "sync_directory"),
-    "committing": ("pwrite", "pwrite_durably", "superblock", "sync", "truncate", "allocate"),
+    "committing": (*WRITES, *WRITES, "superblock", "sync", "truncate", "allocate"),
     "flushing": ("pwrite", "superblock", "sync", "truncate", "allocate"),
     "merging": ("pwrite", "superblock", "sync", "truncate"),
     "closing": ("pwrite", "superblock", "sync", "truncate"),
 }
-"""Who makes calls of what."""
-FREQUENT = {"pwrite": 12, "pwrite_durably": 4, "superblock": 3, "sync": 2}
+"""Who makes calls of what; what is written twice is chosen twice as often."""
+FREQUENT = {"pwrite": 5, "pwrite_durably": 3, "superblock": 3, "sync": 2}
 """How many calls on average go by before the one; of others, which are rare, hardly any."""
 CALLS_MOST = 150
 """Whatever the point, no later call than this one is gone past."""
@@ -50,7 +50,7 @@ class Point(NamedTuple):
         place = place or rng.choice(list(CALLS))
         method = rng.choice(CALLS[place])
         number = 1 + int(rng.expovariate(1 / FREQUENT.get(method, 0.3)))
-        return cls(place, method, number, rng.choice(["before", "inside", "after"]))
+        return cls(place, method, number, rng.choice(["before", "inside", "inside", "after"]))
 
 
 class Struck(System):
@@ -88,9 +88,10 @@ class Struck(System):
         os.kill(os.getpid(), self._strike)
 
     def part_of(self, length: int) -> int:
-        """So many bytes of a write go out before it is struck; now and then none that a sector would tear."""
+        """So many bytes of a write go out before it is struck: any number, almost all, whole sectors, whole pages."""
         part = self._rng.randrange(length)
-        return part - part % self._rng.choice([1, 512, 4096])
+        almost = max(0, length - 1 - self._rng.randrange(64))
+        return self._rng.choice([part, almost, almost, part - part % 512, part - part % 4096])
 
     def _place(self) -> str:
         name = threading.current_thread().name

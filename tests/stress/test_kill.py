@@ -13,6 +13,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def strike(child: Child, point: Point | None, rng: random.Random) -> str:
         assert child.ended, "it has neither come to its point nor to its end"
     else:
         child.listen(PATIENCE_S, until=rng.choice(["opening", "ready", "ready", "closing"]))
-        child.listen(rng.choice([0.001, 0.01, 0.03, 0.1]) * rng.random())
+        child.listen(rng.choice([0.001, 0.01, 0.03, 0.1, 0.4]) * rng.random())
     code = child.end()
     assert code in (0, KILLED), f"exit code {code} after {child.lines[-3:]}"
     if code == 0:
@@ -56,11 +57,21 @@ def kill_once(server: ForkServer, path: Path, history: History, rng: random.Rand
     closes = point is None or point.place == "closing"
     commits = rng.randrange(1, 60) if closes else None
     job = job_of(path, rng, loss="kill", expected=history.count, point=point, commits=commits)
-    child = server.start("rig.life:live", job)
-    hit = strike(child, point, rng)
+    with still_read(path) if history.named and rng.random() < 0.1 else nullcontext():
+        child = server.start("rig.life:live", job)
+        hit = strike(child, point, rng)
     history.hear(child.lines)
     history.check(path)
     return hit
+
+
+@contextmanager
+def still_read(path: Path) -> Iterator[None]:
+    """Meanwhile somebody else reads the file: what he has open does not change, and stands where it stood."""
+    with mmlsm.open(path, readonly=True) as db:
+        before = dict(db.items())
+        yield
+        assert dict(db.items()) == before, "a reader in another process saw something else after the kill"
 
 
 def test_after_a_kill_a_prefix_of_the_commits_is_there(campaign: Campaign, server: ForkServer, tmp_path: Path) -> None:
