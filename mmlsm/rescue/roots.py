@@ -13,6 +13,7 @@ I1. A format that this program does not know is refused by name, as at opening.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -58,9 +59,7 @@ def find_basis(file: File, report: SalvageReport) -> Basis:
     blocks = valid_blocks(file, report)
     basis = of_superblocks(file, blocks, report) or of_pages(file, blocks, report)
     if basis is None:
-        if not blocks and not any(head.startswith(superblocks.MAGIC) for head in slots_of(file)):
-            raise FormatError(f"{file.path} is not an mmlsm database, nor is anything of one in it")
-        report.doubt("there is no manifest left: all that was found is nodes that look sound, the newest first")
+        report.doubt("there is no manifest left: all that was found is nodes that look sound, the youngest first")
         basis = Basis(relics.manifest_of(file))
     if basis.bits is None and basis.manifest.bitmap:
         try:
@@ -71,6 +70,9 @@ def find_basis(file: File, report: SalvageReport) -> Basis:
         replay_logs(file, blocks, basis, report)
     else:
         replay_found_logs(file, basis)
+    marked = blocks or any(head.startswith(superblocks.MAGIC) for head in slots_of(file))
+    if not marked and not basis.table and not any(basis.manifest.segments()):
+        raise FormatError(f"{file.path} is not an mmlsm database, nor is anything of one in it")
     return basis
 
 
@@ -222,16 +224,29 @@ def replay(file: File, position: LogPosition, seq: int, basis: Basis, report: Sa
 
 
 def replay_found_logs(file: File, basis: Basis) -> None:
-    """Without a superblock: the commits above the segments' of each log record that begins a page."""
-    known = basis.seq
-    epochs: dict[int, list[LogPosition]] = {}
-    newest: dict[int, int] = {}
+    """Without a superblock: the commits above the segments' of the chain of records that leads to the last one.
+
+    A chain begins with any record at the beginning of a page. What it has is right for all keys in it, wherever it
+    begins; two chains with a hole between them would not be.
+    """
+    best: tuple[int, int] | None = None
+    chain: LogPosition | None = None
     for number, data in pages_of(file):
         header = decode_header(data[:HEADER_BYTES], 0)
-        if header is not None and header.seq > known and header.epoch and header.kind == COMMIT_RECORD:
-            position = LogPosition(number, file.pages - number, number * PAGE, header.epoch, header.predecessor)
-            epochs.setdefault(header.epoch, []).append(position)
-            newest[header.epoch] = max(newest.get(header.epoch, 0), header.seq)
-    if epochs:
-        for position in epochs[max(newest, key=newest.__getitem__)]:
-            replay(file, position, basis.seq, basis, None)
+        if header is None or header.kind != COMMIT_RECORD or not header.epoch:
+            continue
+        position = LogPosition(number, file.pages - number, number * PAGE, header.epoch, header.predecessor)
+        rank = last_commit(file, position), -header.seq
+        if best is None or rank > best:
+            best, chain = rank, position
+    if chain is not None:
+        replay(file, chain, basis.seq, basis, None)
+
+
+def last_commit(file: File, position: LogPosition) -> int:
+    """The last commit of the chain of records from `position` on."""
+    scan = scan_log(file, position)
+    with contextlib.suppress(CorruptionError, FormatError, StorageError):
+        for _ in scan:
+            pass
+    return scan.seq

@@ -13,6 +13,7 @@ from mmlsm.write.log_record import HEADER, HEADER_BYTES, Header, decode_header
 
 if TYPE_CHECKING:
     from mmlsm.file import File
+    from mmlsm.format.superblock import LogPosition
     from mmlsm.write.log_scan import LogScan
 
 BLOCK: Final = 1 << 20
@@ -27,13 +28,20 @@ def cut_off(file: File, scan: LogScan) -> str | None:
     later = later_record(file, scan)
     if later is not None:
         return f"page {page}: the log breaks off after commit {scan.seq}, but has commit {later.seq} behind that"
-    data = file.pread(position.offset, HEADER_BYTES)
-    if len(data) < HEADER_BYTES:
-        return None
-    header = Header._make(HEADER.unpack(data))
-    if header.epoch == position.epoch or (position.predecessor and header.predecessor == position.predecessor):
+    if is_part(file.pread(position.offset, HEADER_BYTES), position):
         return f"page {page}: the log breaks off after commit {scan.seq}, in the middle of a record"
     return None
+
+
+def is_part(data: bytes, position: LogPosition) -> bool:
+    """Whether a header that is not the expected one has something of it."""
+    if len(data) < HEADER_BYTES:
+        return False
+    header = Header._make(HEADER.unpack(data))
+    if header.epoch == position.epoch or (position.predecessor and header.predecessor == position.predecessor):
+        return True
+    mended = HEADER.pack(*header._replace(epoch=position.epoch, predecessor=position.predecessor))
+    return decode_header(mended, 0) is not None
 
 
 def later_record(file: File, scan: LogScan) -> Header | None:

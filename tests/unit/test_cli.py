@@ -245,6 +245,39 @@ def test_damage_is_found_by_verify(run: Run, filled: Path) -> None:
 
 
 @pytest.mark.unproved
+def test_salvage_brings_out_what_is_sound_and_says_what_is_not(run: Run, filled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "saved.mmlsm"
+    code, text, err = run("salvage", filled, out)
+    assert (code, err) == (0, "")
+    assert text.startswith("301 entries, ")
+    assert text.endswith("all came out\n")
+    assert run("salvage", filled, out)[0] == 2
+    with mmlsm.open(filled, readonly=True) as before, mmlsm.open(out, readonly=True) as after:
+        assert dict(after.items()) == dict(before.items())
+    image = bytearray(filled.read_bytes())
+    image[image.index(bytes(range(256)) * 400)] ^= 1
+    filled.write_bytes(image)
+    out.unlink()
+    code, text, err = run("salvage", filled, out)
+    assert (code, err) == (1, "")
+    assert "1 losses, 0 ranges uncertain" in text
+    out.unlink()
+    code, text, err = run("salvage", filled, out, "--json", "--hex", "--proved-only")
+    facts = json.loads(text)
+    (loss,) = facts["lost"]
+    assert (code, facts["complete"], facts["entries"], facts["uncertain"]) == (1, False, 300, [])
+    assert (loss["from"], loss["to"], loss["entries"]) == (b"long".hex(), b"long\0".hex(), 1)
+    assert run("keys", out, "--count")[1] == "300\n"
+
+
+def test_salvage_of_what_is_no_database_is_one_line(run: Run, path: Path, tmp_path: Path) -> None:
+    path.write_bytes(b"something else\n" * 1000)
+    code, out, err = run("salvage", path, tmp_path / "out")
+    assert (code, out, err.count("\n")) == (3, "", 1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.unproved
 def test_pages_of_a_file_whose_root_is_damaged(run: Run, filled: Path) -> None:
     with filled.open("r+b") as file:
         for slot in (0, 1):

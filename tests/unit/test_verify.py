@@ -1,0 +1,142 @@
+"""`verify` finds every damage of bytes that are in use and under a sum, names it once, and goes on behind it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmlsm
+from campaign import Campaign
+from mmlsm.limits import PAGE_BYTES
+from rig.worn import Original, Summed, worn
+
+pytestmark = pytest.mark.unproved
+
+NOTED = ("superblock", "log", "log value")
+"""What a crash can leave damaged too."""
+
+CLOSED = ("manifest", "bitmap")
+"""Without these no database can be opened."""
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
+    return worn(tmp_path_factory.mktemp("verify") / "original.db")
+
+
+@pytest.fixture(scope="module")
+def tidy(tmp_path_factory: pytest.TempPathFactory) -> Original:
+    return worn(tmp_path_factory.mktemp("verify") / "tidy.db", tidy=True)
+
+
+def verified(path: Path) -> mmlsm.Report:
+    with mmlsm.open(path, readonly=True) as database:
+        return database.verify()
+
+
+def prove_found(path: Path, kind: str, at: int) -> None:
+    """Damage of one byte is found, and told as that of its page."""
+    if kind in CLOSED:
+        with pytest.raises(mmlsm.CorruptionError, match=r"manifest|free-space bitmap"):
+            verified(path)
+        return
+    report = verified(path)
+    told = report.notes if kind in NOTED else report.problems
+    assert len(report.notes) + len(report.problems) == len(told) == 1, (kind, at, report)
+    if kind not in ("filter", "overflow", "log", "log value"):
+        assert told[0].startswith(f"page {at // PAGE_BYTES}: "), (kind, at, told)
+    if kind in ("leaf", "parent", "overflow", "filter"):
+        assert "segment" in told[0]
+
+
+def test_a_sound_file_is_sound(original: Original, tidy: Original) -> None:
+    for one in (original, tidy):
+        report = verified(one.damaged())
+        assert (report.problems, report.notes) == ([], [])
+        assert {part.kind for part in one.summed} >= {"superblock", "manifest", "bitmap", "leaf", "parent", "overflow"}
+    assert {part.kind for part in original.summed} >= {"filter", "log", "log value"}
+
+
+def test_each_flipped_byte_under_a_sum_is_found(original: Original, tidy: Original, campaign: Campaign) -> None:
+    """In CI the first and last byte of some of each kind and one between; in a long run as many as time allows."""
+    found: Counter[str] = Counter()
+    chance = random.Random(campaign.seed)
+    for one in (original, tidy):
+        kinds: dict[str, list[Summed]] = {}
+        for part in one.summed:
+            kinds.setdefault(part.kind, []).append(part)
+        for kind, parts in kinds.items():
+            for part in chance.sample(parts, min(3, len(parts))):
+                for at in (part.start, part.stop - 1, chance.randrange(part.start, part.stop)):
+                    prove_found(one.flipped(at, 1 << chance.randrange(8)), kind, at)
+                    found[kind] += 1
+    for _ in campaign.trials(0, 1 << 40):
+        one = chance.choice((original, tidy))
+        part = chance.choice(one.summed)
+        at = chance.randrange(part.start, part.stop)
+        prove_found(one.flipped(at, chance.randrange(1, 256)), part.kind, at)
+        found[part.kind] += 1
+    campaign.report(flips=sum(found.values()), **found)
+
+
+def test_every_damage_is_told_once_though_there_are_many(original: Original) -> None:
+    leaves = original.pages("leaf")[1::2]
+    parts = {part.kind: part for part in original.summed}
+    flips = [parts[kind].start for kind in ("superblock", "filter", "log")]
+    path = original.damaged(
+        *((page * PAGE_BYTES, bytes(PAGE_BYTES)) for page in leaves),
+        *((at, bytes([original.image[at] ^ 1])) for at in flips),
+    )
+    report = verified(path)
+    told = [f"page {page}: the checksum differs" for page in leaves]
+    assert sorted(problem.partition(", ")[0] for problem in report.problems if "checksum" in problem) == sorted(told)
+    assert len(report.problems) == len(leaves) + 1
+    assert len(report.notes) == 2
+
+
+def test_a_page_that_is_older_than_it_should_be_is_found(path: Path) -> None:
+    with mmlsm.open(path) as database:
+        database[b"a"] = b"1"
+    before = path.read_bytes()[:PAGE_BYTES]
+    with mmlsm.open(path) as database:
+        database[b"a"] = b"2"
+    path.write_bytes(before + path.read_bytes()[PAGE_BYTES:])
+    assert [note.partition(" holds")[0] for note in verified(path).notes] == ["page 0: superblock slot 0"]
+
+
+def test_damage_under_an_open_writer_is_found_too(path: Path) -> None:
+    with mmlsm.open(path, auto_merge=False) as database:
+        database[b"a"] = b"1"
+        database._engine.flush()
+        assert database.verify().ok
+        block, sound = database._engine.store.superblock, path.read_bytes()
+        for page in (0, 1, block.manifest.page, database._engine.store.manifest.bitmap[0][0]):
+            with path.open("r+b") as file:
+                file.seek(page * PAGE_BYTES + 3)
+                file.write(bytes([sound[page * PAGE_BYTES + 3] ^ 1]))
+                file.flush()
+                assert [problem.partition(":")[0] for problem in database.verify().problems] == [f"page {page}"]
+                file.seek(page * PAGE_BYTES + 3)
+                file.write(bytes([sound[page * PAGE_BYTES + 3]]))
+        assert database.verify().ok
+
+
+def test_the_command_says_how_bad_it_is(original: Original, run: Callable[..., tuple[int, str, str]]) -> None:
+    def code_of(path: Path, text: str) -> int:
+        code, out, err = run("verify", path)
+        assert text in out + err
+        facts: dict[str, Any] = json.loads(run("verify", path, "--json")[1])
+        assert facts["ok"] == (code == 0 or bool(facts["notes"] and not facts["problems"]))
+        return code
+
+    parts = {part.kind: part for part in original.summed}
+    assert code_of(original.damaged(), "sound") == 0
+    assert code_of(original.flipped(parts["superblock"].start + 70), "sound, but for the notes") == 1
+    assert code_of(original.flipped(parts["leaf"].start + 70), f"mmlsm salvage {original.path} OUT") == 1
+    assert code_of(original.flipped(parts["manifest"].start + 70), f"mmlsm salvage {original.path} OUT") == 3
