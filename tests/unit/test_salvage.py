@@ -5,12 +5,9 @@ The oracle of most tests: a key that is in no listed range has in the new databa
 
 from __future__ import annotations
 
-import errno
-import os
 import random
-import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +16,16 @@ import pytest
 import mmlsm
 from campaign import Campaign
 from mmlsm.cli.pages_by_owner import layout_of, walk
-from mmlsm.file import System
 from mmlsm.format import leaf, parent
 from mmlsm.format.manifest import Reference
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.read.pages import read_payload
-from mmlsm.rescue.report import Damage, past
-from mmlsm.rescue.roots import manifests_in
+from mmlsm.rescue.report import past
 from mmlsm.settings import Settings
-from proof import prove_file
-from rig.worn import Original, State, worn
+from rig.salvaged import BringOut, brought_out, judge, listed
+from rig.worn import Original, worn
 
 pytestmark = pytest.mark.unproved
-
-BringOut = Callable[..., tuple[State, mmlsm.SalvageReport]]
 
 
 @pytest.fixture(scope="module")
@@ -48,38 +41,8 @@ def tidy(tmp_path_factory: pytest.TempPathFactory) -> Original:
 
 @pytest.fixture
 def bring_out(tmp_path: Path) -> BringOut:
-    """Salvages a file: what came out, and the report. The damaged file keeps each byte, the new one is proved."""
-
-    def call(path: Path, **more: Any) -> tuple[State, mmlsm.SalvageReport]:
-        before, out = path.read_bytes(), tmp_path / "out.db"
-        out.unlink(missing_ok=True)
-        report = mmlsm.salvage(path, out, **more)
-        assert path.read_bytes() == before
-        prove_file(out)
-        with mmlsm.open(out, readonly=True) as database:
-            found = dict(database.items())
-        assert report.entries == len(found)
-        assert report.bytes == sum(len(key) + len(value) for key, value in found.items())
-        return found, report
-
-    return call
-
-
-def listed(damages: list[Damage], key: bytes) -> bool:
-    return any(damage.touches(key) for damage in damages)
-
-
-def judge(want: State, found: State, report: mmlsm.SalvageReport) -> None:
-    """Nothing is missing and nothing is wrong that is not listed."""
-    for key in want.keys() - found.keys():
-        assert listed(report.lost, key) or listed(report.uncertain, key), (key[:20], report)
-    for key, value in found.items():
-        if value != want.get(key):
-            assert listed(report.uncertain, key), (key[:20], report)
-
-
-def everything_is_uncertain(report: mmlsm.SalvageReport) -> bool:
-    return any(damage.low == b"" and damage.high is None for damage in report.uncertain)
+    """Salvages a file: what came out, and the report."""
+    return partial(brought_out, out=tmp_path / "out.db")
 
 
 def keys_of(one: Original, page: int) -> set[bytes]:
@@ -303,194 +266,6 @@ def walk_of_parents(reader: Any) -> dict[int, list[int]]:
     pages = [s.first + i for s in walk(layout_of(reader._engine)).stretches if s.owner.kind == "parent"
              for i in range(s.pages)]  # fmt: skip
     return {page: [child[5] for child in parent.children_of(window, page)] for page in pages}
-
-
-# -- the root
-
-
-def test_one_damaged_superblock_costs_nothing(original: Original, tidy: Original, bring_out: BringOut) -> None:
-    for one in (original, tidy):
-        for slot in (0, 1):
-            found, report = bring_out(one.without(slot))
-            assert found == one.want
-            assert report.complete
-            assert f"{slot}" in report.notes[0]
-
-
-def test_without_superblocks_manifest_and_log_are_found(
-    original: Original, tidy: Original, bring_out: BringOut
-) -> None:
-    for one in (original, tidy):
-        found, report = bring_out(one.without(0, 1, 2))
-        assert found == one.want
-        assert everything_is_uncertain(report)
-
-
-def test_without_any_manifest_every_tree_that_is_found_comes_out(
-    original: Original, tidy: Original, bring_out: BringOut
-) -> None:
-    for one in (original, tidy):
-        with mmlsm.open(one.damaged(), readonly=True) as reader:
-            manifests = [number for number, _ in manifests_in(reader._engine.file)]
-        assert one.superblock.manifest.page in manifests
-        for slots in ((), (0, 1)):
-            found, report = bring_out(one.without(*manifests, *slots))
-            assert everything_is_uncertain(report)
-            assert one.want.keys() <= found.keys()
-            if one is tidy:
-                assert one.want.items() <= found.items()
-
-
-def test_a_damaged_manifest_whose_references_are_sound_still_leads_to_everything(
-    original: Original, bring_out: BringOut
-) -> None:
-    start = original.superblock.manifest.page * PAGE_BYTES
-    live_bytes = 80
-    found, report = bring_out(original.flipped(start + live_bytes))
-    assert found == original.want
-    assert everything_is_uncertain(report)
-
-
-def test_the_older_superblock_leads_to_everything_where_its_twin_was_not_written_yet(
-    path: Path, bring_out: BringOut
-) -> None:
-    """As after a crash between the slots, and then the newer manifest rots (docs/format.md, invariant 1)."""
-    with mmlsm.Database(path, Settings(auto_merge=False, durability="full")) as database:
-        for turn in range(4):
-            database.update({b"%d/%d" % (turn, i): b"value" for i in range(50)})
-            if turn < 3:
-                database._engine.flush()
-        want = dict(database.items())
-        before = path.read_bytes()
-        database._engine.flush()
-        after = bytearray(path.read_bytes())
-        manifest = database._engine.store.superblock.manifest.page
-        path.with_name("crashed.db").write_bytes(before[:PAGE_BYTES] + after[PAGE_BYTES:])
-        after[:PAGE_BYTES] = before[:PAGE_BYTES]
-        after[manifest * PAGE_BYTES + 100] ^= 1
-    crashed = path.with_name("crashed.db")
-    crashed.write_bytes(after)
-    found, report = bring_out(crashed)
-    assert found == want
-    assert report.complete
-    assert "manifest" in report.notes[0]
-
-
-def test_a_database_kept_as_a_value_is_not_taken_for_the_file(path: Path, bring_out: BringOut) -> None:
-    inner = path.with_name("inner.db")
-    with mmlsm.Database(inner, Settings(node_entries_max=4)) as database:
-        database.update({b"%03d" % i: b"inner" for i in range(300)})
-    want = {b"%03d" % i: b"outer" for i in range(0, 300, 3)} | {b"copy": inner.read_bytes()}
-    with mmlsm.Database(path, Settings(node_entries_max=4)) as database:
-        database.update(want)
-    path.write_bytes(bytes(3 * PAGE_BYTES) + path.read_bytes()[3 * PAGE_BYTES :])
-    found, report = bring_out(path)
-    assert found == want
-    assert everything_is_uncertain(report)
-
-
-# -- the log
-
-
-def logged(path: Path, count: int, *, flushed: int = 0) -> tuple[list[State], list[int]]:
-    """The state after each commit, and where the records end; left as by a kill."""
-    states: list[State] = [{}]
-    ends = [0]
-    database = mmlsm.Database(path, Settings(durability="full", auto_merge=False))
-    for i in range(count):
-        database[b"%02d" % (i % 7)] = b"%d" % i * 10
-        states.append(dict(database.items()))
-        ends.append(database._engine.committer.log.position.offset)
-        if i + 1 == flushed:
-            database._engine.flush()
-    image = path.read_bytes()
-    database.close()
-    path.write_bytes(image)
-    return states, ends
-
-
-@pytest.mark.parametrize("flushed", [0, 4])
-def test_of_a_damaged_log_the_commits_before_the_damage_come_out(path: Path, bring_out: BringOut, flushed: int) -> None:
-    states, ends = logged(path, 12, flushed=flushed)
-    sound = path.read_bytes()
-    for i in range(flushed + 1, 12):
-        for at in (ends[i], ends[i] + 8, ends[i] + 30, ends[i + 1] - 1):
-            image = bytearray(sound)
-            image[at] ^= 0x10
-            path.write_bytes(image)
-            found, report = bring_out(path)
-            assert found == states[i]
-            assert everything_is_uncertain(report)
-            assert f"after commit {i}" in report.uncertain[0].reason
-    path.write_bytes(sound)
-    found, report = bring_out(path)
-    assert found == states[-1]
-    assert report.complete
-
-
-def test_a_log_without_superblock_and_manifest_comes_out(path: Path, bring_out: BringOut) -> None:
-    states, _ = logged(path, 12)
-    path.write_bytes(bytes(3 * PAGE_BYTES) + path.read_bytes()[3 * PAGE_BYTES :])
-    found, report = bring_out(path)
-    assert found == states[-1]
-    assert everything_is_uncertain(report)
-
-
-# -- the file as a whole
-
-
-def test_a_file_that_was_cut(original: Original, tidy: Original, bring_out: BringOut) -> None:
-    for one in (original, tidy):
-        used = max(one.pages("leaf") + one.pages("overflow") + one.pages("manifest")) + 2
-        for pages in sorted({3, 4, *range(5, used, 11)}):
-            for length in (pages * PAGE_BYTES, pages * PAGE_BYTES - 1):
-                one.path.write_bytes(one.image[:length])
-                found, report = bring_out(one.path)
-                judge(one.want, found, report)
-
-
-def test_garbage_behind_the_file_changes_nothing(original: Original, bring_out: BringOut) -> None:
-    for garbage in (b"x", random.Random(1).randbytes(3 * PAGE_BYTES + 5), original.image):
-        original.path.write_bytes(original.image + garbage)
-        found, report = bring_out(original.path)
-        assert found == original.want
-        assert report.complete
-
-
-class Broken(System):
-    """A medium on which some pages cannot be read."""
-
-    def __init__(self, pages: Iterable[int]) -> None:
-        self.pages = set(pages)
-        self.inode = 0
-
-    def pread(self, fd: int, length: int, offset: int) -> bytes:
-        touched = range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES))
-        if os.fstat(fd).st_ino == self.inode and not self.pages.isdisjoint(touched):
-            raise OSError(errno.EIO, "the medium is bad here")
-        return super().pread(fd, length, offset)
-
-
-@pytest.mark.parametrize("kind", ["header", "manifest", "bitmap", "log", "leaf", "parent", "overflow", "filter"])
-def test_a_medium_that_refuses_pages_is_as_good_as_damage(original: Original, bring_out: BringOut, kind: str) -> None:
-    for page in original.pages(kind)[:6]:
-        medium = Broken([page])
-        medium.inode = original.damaged().stat().st_ino
-        judge(original.want, *bring_out(original.path, system=medium))
-
-
-def test_a_large_value_is_never_whole_in_memory(path: Path, tmp_path: Path) -> None:
-    with mmlsm.open(path) as database:
-        database[b"film"] = bytes(48 << 20)
-    tracemalloc.start()
-    try:
-        report = mmlsm.salvage(path, tmp_path / "out.db")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert report.complete
-    assert report.bytes == 4 + (48 << 20)
-    assert peak < 8 << 20
 
 
 # -- damage anywhere
