@@ -19,12 +19,12 @@ from typing import Any
 import mmlsm
 from mmlsm.file import SYSTEM, System
 from mmlsm.settings import Settings
-from rig.ledger import REFUSALS, Ledger, large_batch_of
-from rig.numbered import COUNTER, batch_of
+from rig.ledger import REFUSALS, Ledger, large_batch_of, small_batch_of
+from rig.numbered import COUNTER
 
 TINY: dict[str, Any] = {
     "memtable_bytes": 4096, "leaf_bytes": 4096, "node_entries_max": 8, "log_extent_bytes": 1 << 14, "fan_out": 2,
-    "slice_bytes": 1 << 14, "group_interval": 0.002,
+    "slice_bytes": 1 << 16, "group_interval": 0.002,
 }  # fmt: skip
 MODES = ("full", "group", "off")
 
@@ -130,13 +130,13 @@ def threads(work: Work) -> None:
 def merges(work: Work) -> None:
     db = work.open()
     snapshot = work.step(db.snapshot)
-    work.commits(12, ("off", "off", "group"))
+    work.commits(8, ("off", "off", "group"))
     work.flush()
     work.settle()
     if snapshot is not None:
         work.step(lambda: list(snapshot.items()))
         snapshot.close()
-    work.commits(12, ("off", "off", "full"))
+    work.commits(8, ("off", "off", "full"))
     work.settle()
     work.close()
 
@@ -191,17 +191,17 @@ def read(work: Work) -> None:
 
 # name: (what it does, the file that it begins with, what its commits write)
 WORKLOADS: dict[str, tuple[Callable[[Work], None], str, Callable[[int], dict[bytes, bytes | None]]]] = {
-    "create": (create, "", batch_of),
-    "fill": (create, "blank", batch_of),
-    "replay": (replay, "crashed", batch_of),
+    "create": (create, "", small_batch_of),
+    "fill": (create, "blank", small_batch_of),
+    "replay": (replay, "crashed", small_batch_of),
     "replay large": (replay, "crashed large", large_batch_of),
-    "mend": (replay, "torn", batch_of),
-    "threads": (threads, "", batch_of),
-    "merges": (merges, "runs", batch_of),
-    "compact": (compact, "runs", batch_of),
+    "mend": (replay, "torn", small_batch_of),
+    "threads": (threads, "", small_batch_of),
+    "merges": (merges, "runs", small_batch_of),
+    "compact": (compact, "runs", small_batch_of),
     "values": (values, "", large_batch_of),
-    "rotate": (rotate, "", batch_of),
-    "read": (read, "runs", batch_of),
+    "rotate": (rotate, "", small_batch_of),
+    "read": (read, "runs", small_batch_of),
 }
 
 
@@ -209,9 +209,9 @@ def templates(folder: Path) -> dict[str, tuple[Path, int]]:
     """The files that workloads begin with, and how many commits each has."""
     made = {name: (folder / f"{name}.template", 0) for name in ("blank", "crashed", "crashed large", "torn", "runs")}
     made["blank"][0].write_bytes(b"")
-    for name, batch, memtable_bytes in (("crashed", batch_of, 1 << 14), ("crashed large", large_batch_of, 1 << 23)):
+    for name, batch in (("crashed", small_batch_of), ("crashed large", large_batch_of)):
         path, work = made[name][0], Work(folder / "making", SYSTEM, Ledger(batch))
-        work.open(memtable_bytes=memtable_bytes)
+        work.open(memtable_bytes=1 << 14 if batch is small_batch_of else 1 << 23)
         work.commits(20, ("full",))
         shutil.copyfile(work.path, path)
         made[name] = path, work.ledger.returned
@@ -223,11 +223,11 @@ def templates(folder: Path) -> dict[str, tuple[Path, int]]:
     made["torn"] = made["torn"][0], made["crashed"][1]
     work = Work(made["runs"][0], SYSTEM, Ledger())
     work.open()
-    work.commits(40, ("off",))
+    work.commits(24, ("off",))
     work.db.compact()
     work.close()
     work.open(auto_merge=False)
-    work.commits(12, ("off",))
+    work.commits(8, ("off",))
     work.close()
     made["runs"] = work.path, work.ledger.returned
     return made

@@ -8,6 +8,7 @@ was refused leaves its number to the next. Safe between threads.
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,13 @@ REFUSALS = (mmlsm.StorageError, mmlsm.ReadOnlyError, mmlsm.ClosedError, MemoryEr
 """What a call may raise because of an injected fault. All else is a finding."""
 
 
+@functools.cache
+def small_batch_of(number: int) -> dict[bytes, bytes | None]:
+    """What commit `number` writes, made once."""
+    return batch_of(number)
+
+
+@functools.cache
 def large_batch_of(number: int) -> dict[bytes, bytes | None]:
     """The same with values that are written ahead of their commits, which are overwritten and deleted too."""
     batch = batch_of(number)
@@ -41,7 +49,7 @@ class Ledger:
     last that survives the process, `durable` the last that survives a power cut. `unknown` counts those whose fate is.
     """
 
-    def __init__(self, batch: Callable[[int], dict[bytes, bytes | None]] = batch_of) -> None:
+    def __init__(self, batch: Callable[[int], dict[bytes, bytes | None]] = small_batch_of) -> None:
         self.batch = batch
         self.lock = threading.Lock()
         self.attempts: Counter[int] = Counter()

@@ -14,10 +14,10 @@ from rig.fault_campaign import run
 from rig.faults import METHODS
 
 
-def test_a_fault_at_any_call_breaks_no_promise(campaign: Campaign, tmp_path: Path) -> None:
+def test_a_fault_at_any_call_breaks_no_promise(campaign: Campaign, tmp_path: Path, mode: str) -> None:
     began = time.monotonic()
     figures = run(tmp_path, campaign.seed, campaign.trials(450, 10**9))
     campaign.report(trials_per_s=round(figures["trials"] / (time.monotonic() - began), 1), **figures)
     assert figures["injected"] >= 0.5 * figures["trials"], figures
     missing = set(METHODS) - figures["by_method"].keys()
-    assert missing <= {"map", "pinned_map"}, f"no fault was injected into {missing}"
+    assert missing == ({"map", "pinned_map"} if mode == "compiled" else set()), f"no fault was injected into {missing}"
