@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import mmlsm
@@ -30,12 +32,34 @@ def alike(own: bytes | None, seen: Any) -> bool:
     return seen is PRESENT or seen == (len(own) if isinstance(seen, int) else own)
 
 
+class Pass:
+    """A pass over all pairs that is taken up again and again."""
+
+    def __init__(self, reader: Any, keys: int, reverse: bool) -> None:
+        self.pairs = iter(reader.items(reverse=reverse))
+        self.reverse = reverse
+        self.low, self.high = 0, keys
+        """The keys that are left."""
+
+    def go_on(self, count: int, index: dict[bytes, int]) -> list[Answer]:
+        """The next pairs, so many if there are."""
+        low, high, found = self.low, self.high, list(islice(self.pairs, count))
+        if low == high and not found:
+            return []
+        if self.reverse:
+            found.reverse()
+            self.high = low = index.get(found[0][0], low) if len(found) == count else low
+        else:
+            self.low = high = index.get(found[-1][0], low) + 1 if len(found) == count else high
+        return [(low, high, found)]
+
+
 class Reader(Actor):
-    """Reads the database, and what it holds of it: snapshots, read transactions, cursors."""
+    """Reads the database, and what it holds of it: snapshots, read transactions, cursors, passes over all."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.held: list[tuple[Any, Read, Callable[[], list[Answer]]]] = []
+        self.held: list[tuple[Any, Read]] = []
         self.most = self.rng.choice([1, 3, 8])
 
     def step(self) -> None:
@@ -55,41 +79,56 @@ class Reader(Actor):
             read.seq = db.seq
             log.opened(read)
             return
-        read = log.read("the database")
-        answers = self.ask(db, lambda: log.opened(read))
+        read = log.read("")
+        read.answers = self.ask(db, lambda: log.opened(read))
         if read.end < 0:
             log.opened(read)
-        read.answers = answers
+        read.what = f"{self.form} of the database"
 
     def open(self) -> None:
-        log, db = self.log, self.db
-        match self.rng.randrange(4):
-            case 0 | 1:
-                read = log.read("a snapshot")
+        log, db, rng = self.log, self.db, self.rng
+        what = rng.choice(["a snapshot", "a snapshot", "a snapshot", "a read transaction", "a cursor", "a pass"])
+        read = log.read(what)
+        reader: Any
+        match what:
+            case "a snapshot":
                 reader = db.snapshot()
                 read.seq = reader.seq
-                self.held.append((reader, read, lambda: self.ask(reader)))
-            case 2:
-                read = log.read("a read transaction")
+            case "a read transaction":
                 reader = db.begin()
                 read.seq = reader.seq
-                self.held.append((reader, read, lambda: self.ask(reader)))
-            case _:
-                read = log.read("a cursor")
+            case "a cursor":
                 reader = db.cursor()
-                self.held.append((reader, read, lambda: self.moves(reader, self.rng.randrange(1, 30))))
+            case _:
+                reader = Pass(db, len(self.keys), rng.random() < 0.5)
         log.opened(read)
+        if what == "a snapshot" and rng.random() < 0.4:
+            self.shared[rng.randrange(len(self.shared))] = reader, read
+        else:
+            self.held.append((reader, read))
 
     def read_held(self) -> None:
-        number = self.rng.randrange(len(self.held))
-        reader, read, ask = self.held[number]
-        answers = ask()
+        """Go on with something that was opened a while ago, by another thread even."""
+        rng = self.rng
+        shared = rng.choice(self.shared)
+        if shared is not None and rng.random() < 0.3:
+            reader, read = shared
+            read.answers += self.ask(reader)
+            return
+        number = rng.randrange(len(self.held))
+        reader, read = self.held[number]
+        count = rng.randrange(1, 30)
         if isinstance(reader, mmlsm.Cursor):
-            self.answered += sum(len(found) or 1 for _, _, found in answers)
-        read.answers += answers
-        if self.rng.random() < 0.1:
+            self.form = "moves"
+            read.answers += self.counted(self.moves(reader, count))
+        elif isinstance(reader, Pass):
+            self.form = "go_on"
+            read.answers += self.counted(reader.go_on(count, self.index))
+        else:
+            read.answers += self.ask(reader)
+        if rng.random() < 0.1:
             del self.held[number]
-            if self.rng.random() < 0.5:
+            if rng.random() < 0.5 and not isinstance(reader, Pass):
                 reader.close()
 
 
@@ -100,7 +139,7 @@ class Writer(Actor):
         super().__init__(*arguments)
         self.name = b"%d" % self.rng.getrandbits(32)
         self.written = 0
-        self.value_sizes = self.rng.choice([SIZES, SIZES, SIZES, (*SIZES * 10, SIZE_LARGE)])
+        self.value_sizes = self.rng.choice([SIZES, SIZES, SIZES, (*SIZES * 30, SIZE_LARGE)])
 
     def step(self) -> None:
         durability = self.rng.choice([None, None, "off", "off", "group", "full"])
@@ -111,8 +150,10 @@ class Writer(Actor):
             self.transaction(durability)
         elif kind < 0.85:
             self.plain()
-        else:
+        elif kind < 0.97:
             self.conditional()
+        else:
+            self.all_or_first()
         self.rest(0.02)
 
     def value(self, i: int) -> bytes:
@@ -135,6 +176,8 @@ class Writer(Actor):
                 writes.put(self.keys[i], self.value(i))  # replaced before it is committed: nobody is to see it
             if value is None:
                 writes.delete(self.keys[i])
+            elif len(value) > 2000 and self.rng.random() < 0.5:
+                writes.put(self.keys[i], io.BytesIO(value))
             else:
                 writes.put(self.keys[i], value)
 
@@ -199,7 +242,28 @@ class Writer(Actor):
             read.seq = self.noted.seq - 1
         if kind or self.noted.seq is not None:
             read.answers.append((i, i + 1, [] if seen is None else [(key, seen)]))
-        self.answered += 1
+        self.asked[read.what] += 1
+
+    def all_or_first(self) -> None:
+        """What goes is for the database to say: the first pair, or all."""
+        log, db = self.log, self.db
+        self.noted.seq = None
+        write, read = log.write({}), log.read("popitem")
+        read.published = False
+        pair = None
+        if self.rng.random() < 0.03:
+            write.items = dict.fromkeys(range(len(self.keys)))
+            db.clear()
+        else:
+            with contextlib.suppress(KeyError):
+                pair = db.popitem()
+                write.items = {self.index[pair[0]]: None}
+            read.answers.append(self.ahead(0, pair))
+        log.opened(read)
+        if self.noted.seq is not None:
+            log.wrote(write, self.noted.seq)
+            read.seq = self.noted.seq - 1
+        self.asked[read.what] += 1
 
     def transaction(self, durability: Any) -> None:
         log, rng = self.log, self.rng

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -19,13 +20,16 @@ VIEWS_MOST = 40
 
 
 class Actor:
-    """`answered`: how many answers it has got so far."""
+    """`noted.seq` is that of the thread's last commit; `shared` has snapshots with their Reads, or None."""
 
-    def __init__(self, history: History, db: Any, noted: threading.local, rng: random.Random) -> None:
+    def __init__(
+        self, history: History, db: Any, noted: threading.local, shared: list[Any], rng: random.Random
+    ) -> None:
         self.history = history
         self.log = history.log()
         self.db = db
         self.noted = noted
+        self.shared = shared
         self.rng = rng
         self.keys = history.keys[:-1]
         self.index = history.index
@@ -36,7 +40,10 @@ class Actor:
         self.forms: list[Callable[[Any, Callable[[], None]], list[Answer]]] = [
             *[self.points] * 6, *[self.many] * 3, *[self.range] * 4, self.prefix, self.nearest, self.walk, self.count,
         ]  # fmt: skip
-        self.answered = 0
+        self.asked: Counter[str] = Counter()
+        """Answers so far, by form."""
+        self.form = ""
+        """What it asked in last."""
         self.views: list[tuple[memoryview, bytes]] = []
         """Views that are held, with what they must show, past the close too."""
 
@@ -50,8 +57,12 @@ class Actor:
 
     def ask(self, reader: Any, opened: Callable[[], None] = lambda: None) -> list[Answer]:
         """Read in some form; `opened` is called once it is settled which state is read."""
-        answers = self.rng.choice(self.forms)(reader, opened)
-        self.answered += sum(len(found) or 1 for _, _, found in answers)
+        form = self.rng.choice(self.forms)
+        self.form = form.__name__
+        return self.counted(form(reader, opened))
+
+    def counted(self, answers: list[Answer]) -> list[Answer]:
+        self.asked[self.form] += sum(len(found) or 1 for _, _, found in answers)
         return answers
 
     # -- the forms

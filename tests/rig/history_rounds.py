@@ -46,6 +46,8 @@ class Totals:
 
     rounds: int = 0
     figures: Figures = field(default_factory=Figures)
+    asked: Counter[str] = field(default_factory=Counter)
+    """Answers by the form of asking; some of them none, where a round ended in the middle."""
     installs: int = 0
     merges: Counter[str] = field(default_factory=Counter)
 
@@ -69,7 +71,8 @@ class Round:
             history = History(history.keys[:-1], history.pairs(), history.last)
         self.history = history
         noted = note_seqs(self.db)
-        self.actors = [role(history, self.db, noted, random.Random(rng.random())) for role in CAST]
+        shared: list[Any] = [None] * 4
+        self.actors = [role(history, self.db, noted, shared, random.Random(rng.random())) for role in CAST]
         self.stopped = threading.Event()
         self.closing = False
         self.errors: list[BaseException] = []
@@ -117,12 +120,13 @@ class Round:
 
     def is_small(self) -> bool:
         """Whether there has not been enough yet."""
-        answers = sum(actor.answered for actor in self.actors)
+        answers = sum(actor.asked.total() for actor in self.actors)
         return answers < ROUND_ANSWERS or self.db.seq < self.history.first + ROUND_COMMITS
 
     def check(self) -> Figures:
         """Every answer of the round, and what is in the closed file."""
         figures = self.history.check()
+        self.history.logs.clear()
         with mmlsm.open(self.path, readonly=True) as again:
             assert again.seq == self.history.last, "seq is not what it was at close"
             same(again.items(), self.history.pairs(), f"the state after commit {again.seq}, the last")
@@ -162,6 +166,8 @@ def run_rounds(
             error.add_note(f"seed {seed}, round {totals.rounds}, {settings}")
             raise
         totals.rounds += 1
+        for actor in one.actors:
+            totals.asked += actor.asked
         totals.installs += one.db._engine.store.installs
         for into, merged in one.db._engine.merger.merged.items():
             totals.merges[into] += merged.merges

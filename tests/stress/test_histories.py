@@ -33,11 +33,16 @@ def test_every_answer_is_of_one_committed_state_in_its_window(tmp_path: Path, ca
         operations=figures.operations,
         answers=figures.answers,
         absences=figures.absences,
+        asked=dict(totals.asked),
         answers_a_second=round(figures.answers / (time.monotonic() - began)),
         installs=totals.installs,
         merges=dict(totals.merges),
     )
     assert figures.commits > 20 * totals.rounds
+    assert totals.asked.keys() >= {
+        "points", "many", "range", "prefix", "nearest", "walk", "count", "moves", "go_on",
+        "compare_and_set", "pop", "setdefault", "popitem",
+    }  # fmt: skip
     assert totals.installs > 5 * totals.rounds
     assert totals.merges["bottom"] > 0
 
@@ -129,7 +134,7 @@ def release_the_write_lock_at_once(patch: pytest.MonkeyPatch) -> None:
         transaction = begin(self, write, **how)
         if write:
             self._engine.write_lock.release()
-            transaction._end = lambda items, durability: 0 if items is None else self._commit(items, durability)
+            transaction._tenure, transaction._commit = None, self._commit
             time.sleep(0.001)
         return transaction
 
