@@ -49,6 +49,9 @@ NODE_ENTRIES_MAX: Final = 8192
 MEMTABLE_BYTES_MIN: Final = 4096
 MEMTABLE_BYTES_DEFAULT: Final = 64 << 20
 
+NUMBER_MAX: Final = 1 << 62
+"""No generation, install, id, seq or count in a file is above this, so that sums and next ones fit into 64 bits."""
+
 LARGE_VALUE_BYTES: Final = 1 << 20
 """A value at least this long is written to its extent before the commit instead of into the log."""
 

@@ -107,6 +107,9 @@ class SegmentRecord:
             return "node size out of range"
         if self.height > limits.HEIGHT_MAX:
             return "height out of range"
+        counts = (self.id, self.entries, self.data_bytes, self.pages, self.seq_high)
+        if max(counts) > limits.NUMBER_MAX or min(*counts, self.tombstones) < 0:
+            return "a number is out of range"
         if self.tombstones > self.entries:
             return "more tombstones than entries"
         if self.first_key > self.last_key or self.seq_low > self.seq_high:
@@ -166,6 +169,10 @@ class Manifest:
         """What cannot be, or None. Cost: one look at each segment and retired extent."""
         if not limits.HEADER_PAGES <= self.file_pages <= limits.FILE_PAGES_MAX:
             return "the file's size is out of range"
+        if max(self.install, self.next_segment_id, self.live_bytes) > limits.NUMBER_MAX:
+            return "a number is out of range"
+        if sum(record.data_bytes + record.entries for record in self.segments()) > limits.NUMBER_MAX:
+            return "its segments are too large"
         if len(self.rotation) > len(self.levels):
             return "more rotation keys than levels"
         if self.bitmap and len(self.bitmap) != -(-self.file_pages // BITMAP_PAGE_BITS):

@@ -104,6 +104,8 @@ class Superblock:
             return "the log's extent has no first page"
         if not limits.HEADER_PAGES <= self.file_pages <= limits.FILE_PAGES_MAX:
             return "the file's size is out of range"
+        if max(self.generation, self.install, self.seq_ceiling, self.incarnation) > limits.NUMBER_MAX:
+            return "a number is out of range"
         if self.seq > self.seq_ceiling:
             return "a commit is above the seq ceiling"
         return None

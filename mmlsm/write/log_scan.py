@@ -81,7 +81,7 @@ class LogScan(Iterator[Commit]):
         raise StopIteration
 
     def _commit(self, header: Header, payload: bytes) -> Commit | None:
-        if header.seq <= self.seq:
+        if not self.seq < header.seq <= limits.NUMBER_MAX:
             self.ended = "a commit's number does not follow the one before"
             return None
         try:

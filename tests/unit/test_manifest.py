@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmlsm import limits
 from mmlsm.errors import CorruptionError, FormatError
 from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import Manifest, Reference, Retirement, SegmentRecord, decode
@@ -238,7 +239,7 @@ keys = st.binary(max_size=40)
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
     """Any manifest that can be."""
-    install = draw(st.integers(0, 2**63))
+    install = draw(st.integers(0, limits.NUMBER_MAX))
     number, levels = 0, []
     for _ in range(draw(st.integers(0, 3))):
         runs = []
@@ -278,7 +279,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         retired=tuple(retired),
         next_segment_id=number,
         file_pages=40_000,
-        live_bytes=draw(st.integers(0, 2**64 - 1)),
+        live_bytes=draw(st.integers(0, limits.NUMBER_MAX)),
         rotation=tuple(draw(st.lists(keys, max_size=len(levels)))),
     )
 

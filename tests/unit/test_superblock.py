@@ -85,12 +85,12 @@ def test_decode_gives_back_what_was_encoded() -> None:
     st.builds(
         Superblock,
         uuid=st.binary(min_size=16, max_size=16),
-        generation=st.integers(0, 2**64 - 1),
-        incarnation=st.integers(0, 2**64 - 1),
+        generation=st.integers(0, limits.NUMBER_MAX),
+        incarnation=st.integers(0, limits.NUMBER_MAX),
         application_id=st.integers(0, 2**32 - 1),
-        install=st.integers(0, 2**64 - 1),
-        seq_ceiling=st.integers(2**63, 2**64 - 1),
-        seq=st.integers(0, 2**63),
+        install=st.integers(0, limits.NUMBER_MAX),
+        seq_ceiling=st.integers(2**61, limits.NUMBER_MAX),
+        seq=st.integers(0, 2**61),
         clean=st.booleans(),
         file_pages=st.integers(limits.HEADER_PAGES, limits.FILE_PAGES_MAX),
     )
