@@ -196,8 +196,9 @@ def reference_fault(m8, at, limit):
     return 0
 
 
-def fault_code(m8, size, limit):
-    """0, or what is wrong with the `size` bytes of a leaf at m8, in a file of `limit` pages.
+def fault_code(m8, size, limit, key_max):
+    """0, or what is wrong with the `size` bytes of a leaf at m8, in a file of `limit` pages, with keys of up to
+    `key_max` bytes inline.
 
     Afterwards every reader stays inside the page.
     """
@@ -241,7 +242,7 @@ def fault_code(m8, size, limit):
                 return 10
             suffix = (suffix & 0x7F) | (m8[start] << 7)
             start += 1
-        if prefix + suffix > 8192:
+        if prefix + suffix > key_max:
             return 10
         if suffix > 4:
             start += suffix - 4

@@ -161,8 +161,9 @@ def search(w, base, key, key_bytes):
     return low - 1
 
 
-def fault_code(m8, size, limit):
-    """0, or what is wrong with the `size` bytes of a parent at m8 in a file of `limit` pages."""
+def fault_code(m8, size, limit, key_max):
+    """0, or what is wrong with the `size` bytes of a parent at m8 in a file of `limit` pages, with separators of up to
+    `key_max` bytes inline."""
     n: cython.Py_ssize_t
     prefix: cython.Py_ssize_t
     children: cython.Py_ssize_t
@@ -203,6 +204,8 @@ def fault_code(m8, size, limit):
         flag = m8[sums + 16 * n + i]
         if flag < 1 or flag > 8 or m8[sums + 17 * n + i] != flag or page < 3 or page + flag > limit:
             return 15
+        if load64(m8, sums + 8 * (n + i)) >> 48:  # more entries than a file has room for
+            return 15
         end = m8[offsets + 2 * i + 2] | m8[offsets + 2 * i + 3] << 8
         if end < start or end > used:
             return 7
@@ -211,7 +214,7 @@ def fault_code(m8, size, limit):
             return 14
         length = end - start
         if (flag & 7) < 5:
-            if length or flag & 16:
+            if length or flag & 16 or (i and prefix + (flag & 7) > key_max):
                 return 14
         elif flag & 16:
             if length < 26 or reference_fault(m8, end - 26, limit):
@@ -219,9 +222,9 @@ def fault_code(m8, size, limit):
             length = m8[end - 2] | m8[end - 1] << 8
             if load64(m8, end - 26) > 65535 or length > cython.cast(cython.Py_ssize_t, load64(m8, end - 26)):
                 return 14
-            if length < prefix + 4 + end - start - 26:
+            if prefix + 4 + end - start - 26 != 128 or length <= 128:
                 return 14
-        elif length < 1 or prefix + 4 + length > 65535:
+        elif length < 1 or prefix + 4 + length > key_max:
             return 14
         start = end
     return 0 if start == used else 7

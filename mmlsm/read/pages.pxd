@@ -5,6 +5,7 @@ cdef class Pages:
     cdef readonly Window window
     cdef readonly object file
     cdef readonly object segment_id
+    cdef readonly int node_pages
     cdef bint verify_always
     cdef bint verify_never
 

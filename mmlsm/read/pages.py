@@ -18,7 +18,7 @@ import cython
 from mmlsm import limits
 from mmlsm.errors import CorruptionError
 from mmlsm.format.checksum import checksum
-from mmlsm.format.manifest import Reference
+from mmlsm.format.manifest import NODE_PAGES_MAX, Reference
 from mmlsm.format.page import fault
 
 if cython.compiled:
@@ -42,6 +42,7 @@ class Pages:
         self.file = file
         self.window = window
         self.segment_id = segment_id
+        self.node_pages = NODE_PAGES_MAX
         self.verify_always = verify == "always"
         self.verify_never = verify == "never"
 
@@ -53,6 +54,8 @@ class Pages:
         """Prove the bytes of a node that were read from `page`, and remember that they are sound."""
         m8: u8s = data
         code: cython.int
+        limit: int64_t = min(self.window.pages, self.file.pages)  # what it refers to must be there now
+        key_max: cython.Py_ssize_t = (self.node_pages << 12) // limits.KEY_INLINE_FRACTION
         if not self.verify_never and checksum(data) != expected:
             raise CorruptionError(
                 f"page {page}: the checksum differs; restore a backup, or salvage what is sound",
@@ -60,11 +63,13 @@ class Pages:
                 segment=self.segment_id,
             )
         if height == 0:
-            code = leaf_fault(m8, len(data), self.window.pages)
+            code = leaf_fault(m8, len(data), limit, key_max)
         else:
-            code = parent_fault(m8, len(data), self.window.pages)
+            code = parent_fault(m8, len(data), limit, key_max)
         if code == 0 and m8[3] != height:
             code = 4
+        if code == 0 and m8[2] > self.node_pages:
+            code = 3
         if code:
             raise fault(code, page, self.segment_id)
         if not self.verify_always:
@@ -109,6 +114,8 @@ class Pages:
         while at < len(nodes):
             first, count, _ = nodes[at]
             if self.is_proved(first):
+                if self.window.m8[(first << 12) + 3] != height:  # proved as a node of another place in the tree
+                    raise fault(4, first, self.segment_id)
                 at += 1
                 continue
             end: cython.Py_ssize_t = at + 1
@@ -131,10 +138,13 @@ class Pages:
         self.touch_key(reference_at)
 
     def touch_extent(self, reference: Reference) -> None:
-        """Prove all of an overflow extent, so that it may be read through the map."""
+        """Prove all of an overflow extent, unless it was, so that it may be read through the map."""
+        if self.window.verified[reference.page] != 2:
+            self.prove_extent(reference)
+
+    def prove_extent(self, reference: Reference) -> None:
+        """Prove all of an overflow extent, whatever is remembered of it."""
         page: cython.longlong = reference.page
-        if self.window.verified[page] == 2:
-            return
         for _ in read_chunks(self.file, reference, 0, reference.length, self.verify_never, self.segment_id):
             pass
         self.window.verified[page] = 2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from mmlsm import limits
 from mmlsm.format import parent
-from mmlsm.format.manifest import Manifest, SegmentRecord
+from mmlsm.format.manifest import NODE_PAGES_MAX, Manifest, SegmentRecord
 from mmlsm.rescue.orphans import Orphan, orphans_in
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def record_of(orphan: Orphan, number: int) -> SegmentRecord:
         tombstones=0,
         data_bytes=0,
         pages=orphan.pages,
-        leaf_pages=orphan.pages,
+        leaf_pages=NODE_PAGES_MAX,
         first_key=b"",
         last_key=LAST_KEY,
         seq_low=0,
