@@ -45,6 +45,7 @@ from mmlsm.write.recovery import (
     first_image,
     read_root,
     replay_log,
+    require_writable,
     still_retired,
 )
 from mmlsm.write.store import Edit, Store
@@ -111,7 +112,7 @@ class Engine:
 
     def _open_for_writing(self, root: Root, replay: Replay) -> None:
         """Build the write side; repair and recover where the last life did not end well."""
-        root.superblock.require_writable()
+        require_writable(root)
         file, settings = self.file, self.settings
         poison_channel = file.channel() if settings.debug else None
 

@@ -9,6 +9,7 @@ cdef enum:
     DROPPED_FULL = 2
     TOMBSTONE = 3
     MOVE = 4
+    DISORDER = 5
     FEED = 1000
     TOUCH = 2000
     FEED_LEAVES = 1024

@@ -9,7 +9,8 @@ I1. Sources are numbered newest first; of equal keys the newest is kept, and the
     `dropped`. Overflow extents that are kept move by reference.
 I2. No Python object is touched between two answers of `step`; the caller holds the segments.
 I3. The merge reads through one window that covers all its inputs.
-I4. A source that waits before a node competes with a lower bound of the node's keys; so when it wins, all other keys
+I4. A key that comes after a greater one is damage, and answered as ANSWER_DISORDER: nothing is made of it.
+I5. A source that waits before a node competes with a lower bound of the node's keys; so when it wins, all other keys
     that are left are at or above that bound.
 """
 
@@ -48,6 +49,7 @@ else:
     DROPPED_FULL = 2
     TOMBSTONE = 3
     MOVE = 4
+    DISORDER = 5
     FEED = 1000
     TOUCH = 2000
     FEED_LEAVES = 1024
@@ -59,6 +61,7 @@ ANSWER_FULL = 1
 ANSWER_DROPPED = 2
 ANSWER_TOMBSTONE = 3
 ANSWER_MOVE = 4
+ANSWER_DISORDER = 5
 ANSWER_FEED = 1000
 ANSWER_TOUCH = 2000
 
@@ -306,7 +309,12 @@ class MergeCore:
         key_bytes: cython.Py_ssize_t = self.tournament.key_bytes.at[s]
         kind: cython.int = m8[entry]
         dropping: cython.bint = False
-        if self.holding and compare(key, 0, key_bytes, self.held.m8, 0, self.held_bytes) == 0:
+        order: cython.int = 1
+        if self.holding:
+            order = compare(key, 0, key_bytes, self.held.m8, 0, self.held_bytes)
+        if order < 0:
+            return 5
+        if order == 0:
             dropping = True
         elif kind & 15 == 1 and self.tombstones:
             if self.tombstones == 2 and self.verdict == 0:

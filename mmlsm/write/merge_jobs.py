@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mmlsm.file import Channel
     from mmlsm.read.segment import Segment
     from mmlsm.read.version import Version
+    from mmlsm.space.bitmap import Bitmap
 
 LONG_MEMTABLES = 4
 """A merge of as many bytes as so many memtables is long."""
@@ -127,6 +128,7 @@ class MergeJobs:
             store.settings,
             store.manifest.install + 1,
             lambda done, total: self.interrupt(under_way, done, total),
+            unretired(store),
         )
 
     # -- tiers
@@ -247,6 +249,15 @@ class MergeJobs:
         totals.bytes_written += result.bytes_written
         totals.pages_reused += result.pages_reused
         self.entries += result.entries_in
+
+
+def unretired(store: Store) -> Bitmap:
+    """The pages that are live and not retired yet."""
+    bits = store.allocator.live_bits()
+    for retirement in store.reclaimer.pending():
+        for first, count in retirement.extents:
+            bits.clear(first, count)
+    return bits
 
 
 def levels_of(version: Version) -> tuple[Level, ...]:

@@ -24,6 +24,7 @@ from mmlsm.space.extents import Extent
 from mmlsm.write import merge
 from mmlsm.write.lookahead import Lookahead
 from mmlsm.write.merge_inputs import Input, Kept, Merged, Remainder
+from mmlsm.write.merge_walk import take_away
 from mmlsm.write.overflow import move_extent
 from mmlsm.write.segment_writer import SegmentWriter
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mmlsm.read.segment import Segment
     from mmlsm.settings import Settings
     from mmlsm.space.allocator import Allocator
+    from mmlsm.space.bitmap import Bitmap
     from mmlsm.space.reclaim import Reclaimer
 
 
@@ -49,6 +51,8 @@ class Workshop:
     settings: Settings
     birth: int
     pause: Callable[[int, int], None]
+    own: Bitmap | None = None
+    """What may be unlinked, each page once: what is live and not retired, without what was unlinked since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class Run:
         """Serve the core until it is done; `total` entries at most are in it."""
         self.total = total
         for source in self.inputs:
+            source.walk.unlinked.own, source.walk.unlinked.newest = self.shop.own, self.shop.birth
             source.walk.on_open = self.pause
         try:
             self.core.begin([source.walk.low() for source in self.inputs])
@@ -112,6 +117,8 @@ class Run:
             core.decide(any(segment.holds(key) for segment in self.older))
         elif answer == merge.ANSWER_MOVE:
             self.move()
+        elif answer == merge.ANSWER_DISORDER:
+            raise damaged_inputs(self.inputs, "has keys out of order")
         elif answer >= merge.ANSWER_TOUCH:
             source = answer - merge.ANSWER_TOUCH
             segment = self.inputs[source].walk.segment
@@ -139,6 +146,8 @@ class Run:
 
     def pause(self) -> None:
         """Between two pieces of work."""
+        if self.core.entries_in > self.total:
+            raise damaged_inputs(self.inputs, "has more entries than its record says")
         self.shop.pause(self.core.entries_in, self.total)
 
 
@@ -199,13 +208,22 @@ def merge_segments(
             for number, segment in enumerate(segments):
                 assert remainder_ids is not None
                 leftovers.append(cut_out(shop, segment, bounds, run.core.read_from(number), remainder_ids()))
+        return collect(run, record, leftovers, untouched)
     except BaseException:
         writer.abandon()
         for leftover in leftovers:
             for extent in leftover.reserved:
                 shop.allocator.give_back(extent)
         raise
-    return collect(run, record, leftovers, untouched)
+
+
+def damaged_inputs(inputs: list[Input], what: str) -> CorruptionError:
+    """The error for a merge that finds that what it reads cannot be."""
+    ids = [source.walk.segment.segment_id for source in inputs]
+    return CorruptionError(
+        f"segment {' or '.join(map(str, ids))} {what}; restore a backup, or salvage what is sound",
+        segment=ids[0] if len(ids) == 1 else None,
+    )
 
 
 def meets(record: SegmentRecord, start: bytes | None, stop: bytes | None) -> bool:
@@ -285,6 +303,8 @@ def collect(
     untouched: dict[int, SegmentRecord] | None = None,
 ) -> MergeResult:
     """The result of a merge that has been written; `untouched` are sources that had nothing between the bounds."""
+    for first, count in run.dropped:
+        take_away(run.shop.own, first, count)
     partial = {leftover.source for leftover in leftovers}
     unlinked = run.shop.reclaimer.grouped_by_birth(run.dropped)
     kept_pages = taken_bytes = reused = 0
@@ -308,6 +328,9 @@ def collect(
             pages=record.pages + kept_pages - run.moved_pages,
             data_bytes=record.data_bytes + taken_bytes,
         )
+    made = [leftover.record for leftover in leftovers] + [record]
+    if any(one is not None and one.fault() is not None for one in made):
+        raise damaged_inputs(run.inputs, "is not as its record says")
     writer = run.writer
     remainders: dict[int, SegmentRecord | None] = dict(untouched or {})
     remainders |= {leftover.source.record.id: leftover.record for leftover in leftovers}
@@ -342,10 +365,10 @@ def rework(
             writer.abandon()
             return None
         made = writer.finish(segment_id, seq_low=record.seq_low, seq_high=record.seq_high)
+        return collect(run, made, [])
     except BaseException:
         writer.abandon()
         raise
-    return collect(run, made, [])
 
 
 def node_bytes_for(settings: Settings, records: list[SegmentRecord], into: Segment | None) -> int:

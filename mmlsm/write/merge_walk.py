@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmlsm import limits
+from mmlsm.errors import CorruptionError
 from mmlsm.format.leaf import entries_of
 from mmlsm.format.manifest import Reference
 from mmlsm.format.page import KEY_OVERFLOW, OVERFLOW
@@ -23,18 +24,35 @@ from mmlsm.write.parent_writer import Child
 
 if TYPE_CHECKING:
     from mmlsm.read.segment import Segment
+    from mmlsm.space.bitmap import Bitmap
     from mmlsm.write.segment_writer import Separator
 
 
+def take_away(own: Bitmap | None, first: int, pages: int) -> None:
+    """Take pages out of what may be unlinked; CorruptionError where they are not in it: somebody else has them too."""
+    if own is None:
+        return
+    if first + pages > own.pages or not own.all_set(first, pages):
+        raise CorruptionError(
+            f"page {first}: it is referred to twice, or is free by the bitmap; restore a backup, or salvage", page=first
+        )
+    own.clear(first, pages)
+
+
 class Unlinked:
-    """Extents by birth, neighbours joined as they come."""
+    """Extents by birth, neighbours joined as they come. `own`: what may be; `newest`: no birth is above it."""
 
     def __init__(self) -> None:
         self.by_birth: dict[int, list[list[int]]] = {}
         self.pages = 0
+        self.own: Bitmap | None = None
+        self.newest: int | None = None
 
     def add(self, first: int, pages: int, born: int) -> None:
-        """Note one extent."""
+        """Note one extent. CorruptionError where that cannot be."""
+        if self.newest is not None and born > self.newest:
+            raise CorruptionError(f"page {first}: it was born at install {born}, which is still to come", page=first)
+        take_away(self.own, first, pages)
         known = self.by_birth.setdefault(born, [])
         self.pages += pages
         if known and known[-1][0] + known[-1][1] == first:

@@ -26,6 +26,7 @@ from mmlsm.space.bitmap import Bitmap
 from mmlsm.space.extents import Extent, joined
 from mmlsm.write.log_scan import scan_log
 from mmlsm.write.memtable import Memtable
+from mmlsm.write.merge_policy import age_fault
 
 if TYPE_CHECKING:
     from mmlsm.file import File
@@ -162,6 +163,32 @@ def still_retired(root: Root, replay: Replay, pages: int) -> tuple[Retirement, .
         if left:
             found.append(replace(retirement, extents=joined(left)))
     return tuple(found)
+
+
+def require_writable(root: Root) -> None:
+    """FormatError where the file uses what this program cannot write; CorruptionError where its root cannot be.
+
+    What it names must be marked in the bitmap, each page once, or installs would retire what is not theirs.
+    """
+    root.superblock.require_writable()
+    manifest, reference = root.manifest, root.superblock.manifest
+    if (fault := age_fault(manifest.levels)) is not None:
+        raise CorruptionError(f"the manifest's levels are out of order: {fault}; restore a backup", page=reference.page)
+    named = [(page, 1) for page, _ in manifest.bitmap]
+    named += [(reference.page, reference.pages)] if reference.pages else []
+    for record in manifest.segments():
+        named.append((record.root_page, record.root_pages))
+        if record.filter is not None:
+            named.append((record.filter.page, record.filter.pages))
+    named += [extent for retirement in manifest.retired for extent in retirement.extents]
+    unclaimed = root.bits.copy()
+    for first, count in named:
+        if first + count > unclaimed.pages or not unclaimed.all_set(first, count):
+            raise CorruptionError(
+                f"page {first}: the manifest names it twice, or the free-space bitmap has it free; restore a backup",
+                page=first,
+            )
+        unclaimed.clear(first, count)
 
 
 def outside_bitmap(page: int) -> CorruptionError:
