@@ -87,6 +87,10 @@ cdef extern from *:
         void* p = mmap(NULL, length, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, 0);
         return p == MAP_FAILED ? NULL : p;
     }
+    static inline void* mm_zeros(size_t length) {
+        void* p = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        return p == MAP_FAILED ? NULL : p;
+    }
     static inline void mm_unmap(void* p, size_t length) { munmap(p, length); }
     """
     Py_ssize_t lower_bound "mm_lower_bound"(u32s v, uint32_t x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil
@@ -108,6 +112,7 @@ cdef extern from *:
     void filter_add "mm_filter_add"(u8w bits, Py_ssize_t at, uint64_t blocks, uint64_t h) noexcept nogil
     bint filter_holds "mm_filter_holds"(u8s bits, Py_ssize_t at, uint64_t blocks, uint64_t h) noexcept nogil
     void* mm_map(int fd, size_t length) nogil
+    void* mm_zeros(size_t length) nogil
     void mm_unmap(void* p, size_t length) nogil
 
 cdef inline bytes cut(u8s v, Py_ssize_t lo, Py_ssize_t hi):

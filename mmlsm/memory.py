@@ -61,14 +61,16 @@ class Window:
             self.pages = length_bytes // PAGE_BYTES
             self.m16 = cython.cast("u16s", self.m8)
             self.m32 = cython.cast("u32s", self.m8)
-            self.verified = cython.cast("u8w", calloc(self.pages + 1, 1))
+            # Not calloc, which may hand out used memory and fill it with zeros: for 64 GiB of file that is 16 MiB.
+            self.verified = cython.cast("u8w", mm_zeros(self.pages + 1))  # noqa: F821
             if self.verified == cython.NULL:
                 raise MemoryError
 
         def __dealloc__(self):
             if self.m8 != cython.NULL:
                 mm_unmap(cython.cast("void *", self.m8), self._length)  # noqa: F821
-            free(self.verified)
+            if self.verified != cython.NULL:
+                mm_unmap(cython.cast("void *", self.verified), self.pages + 1)  # noqa: F821
     else:
 
         def _over(self, mapping):
