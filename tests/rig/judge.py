@@ -1,0 +1,348 @@
+"""What a damaged file is asked, and whether its answers will do: right, or an error of mmlsm that names the damage.
+
+A `Trial` asks one mutant. Of a mutant with wrong sums every answer must be right or a CorruptionError (FormatError,
+StorageError), `verify` must find the damage, and what has nothing to do with the damaged segment must be answered. Of
+one whose sums were made right again answers may be anything; but no other exception is allowed, ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mmlsm
+from mmlsm.cli import main as main_of_cli
+from mmlsm.settings import Settings
+from rig.mutations import Damage, Mutant
+from rig.seeds import Pairs
+
+TYPED = (mmlsm.CorruptionError, mmlsm.FormatError, mmlsm.StorageError)
+
+
+class Finding(AssertionError):
+    """Something that must not be."""
+
+
+def raw(what: str, error: BaseException) -> str:
+    """What to say of an exception that is none of mmlsm's."""
+    return f"{what}: {type(error).__name__}: {error}\n{''.join(traceback.format_exception(error)[-7:])}"
+
+
+class Trial:
+    """One mutant, in a file at `path`. `tally` counts outcomes."""
+
+    def __init__(self, damage: Damage, mutant: Mutant, path: Path, rng: random.Random, tally: Counter[str]) -> None:
+        self.seed = damage.seed
+        self.mutant = mutant
+        self.path = path
+        self.rng = rng
+        self.tally = tally
+        self.hit = [] if mutant.sealed else damage.hit(mutant.data)
+        self.judged = not mutant.sealed
+        in_log = any(region.owner == "log" for region in self.hit) or mutant.kind == "page of before"
+        self.states: list[Pairs] = self.seed.states if in_log else self.seed.states[-1:]
+        self.keys = list(self.seed.pairs)
+        owners = {region.owner for region in self.hit}
+        self.lost = {owner for owner in owners if isinstance(owner, int)}
+        self.rootless = None in owners or "log" in owners or len(mutant.data) < len(self.seed.data)
+        self.written: dict[bytes, bytes | None] = {}
+
+    # -- asking
+
+    def ask(self, what: str, call: Callable[[], Any]) -> Any:
+        """The answer, or the typed error."""
+        try:
+            return call()
+        except TYPED as error:
+            self.tally[f"{type(error).__name__}"] += 1
+            error.__traceback__ = None
+            return error
+        except Exception as error:
+            raise Finding(raw(what, error)) from None
+
+    def answers(self, key: bytes) -> set[bytes | None]:
+        """What `get` may say."""
+        if key in self.written:
+            return {self.written[key]}
+        return {state.get(key) for state in self.states}
+
+    def judge(self, what: str, answer: Any, allowed: Callable[[], bool]) -> bool:
+        """Hold an answer against what is allowed; whether there was one."""
+        if isinstance(answer, Exception):
+            return False
+        if self.judged and not allowed():
+            raise Finding(f"{what}: a wrong answer: {answer!r:.300}")
+        self.tally["right answers"] += 1
+        return True
+
+    def run(self) -> None:
+        """All of it: a read-only open with some of the questions, now and then a writing one."""
+        rng = self.rng
+        self.path.write_bytes(self.mutant.data)
+        draw = rng.random()
+        verify = "first-read" if draw < 0.6 else "always" if draw < 0.7 else "never"
+        if verify == "never":
+            self.judged = False
+        if rng.random() < 0.88:
+            self.read_only(verify)
+            if verify == "first-read" and rng.random() < 0.02:
+                self.command_line()
+        else:
+            self.writing(verify)
+
+    def read_only(self, verify: Any) -> None:
+        db = self.ask("open", lambda: mmlsm.Database(self.path, Settings(readonly=True, verify=verify)))
+        if isinstance(db, Exception):
+            self.must_be_refused(db)
+            return
+        try:
+            self.questions(db)
+            if self.rng.random() < 0.5:
+                self.verify(db)
+        finally:
+            db.close()
+
+    def must_be_refused(self, error: Exception) -> None:
+        """An open that fails although nothing was damaged that it needs."""
+        if not self.mutant.sealed and not self.rootless:
+            raise Finding(f"the open is refused, although only segments {self.lost} are damaged: {error!r}")
+
+    # -- questions
+
+    def questions(self, db: Any) -> None:
+        rng = self.rng
+        everything = [self.gets, self.many, self.scan, self.walk, self.ranges, self.neighbours, self.streams]
+        for question in rng.sample(everything, rng.choice([2, 3, 7])):
+            question(db)
+        if rng.random() < 0.2:
+            self.scan(db.snapshot())
+        if rng.random() < 0.1:
+            self.ask("stats", db.stats)
+
+    def some_keys(self, count: int) -> list[bytes]:
+        rng = self.rng
+        keys = rng.choices(self.keys, k=count) if self.keys else []
+        keys += [key + b"\0" for key in keys[:2]] + [key[:-1] for key in keys[:2]] + [b"", b"\xff" * 9]
+        return keys
+
+    def gets(self, db: Any) -> None:
+        for key in self.some_keys(6):
+            how = self.rng.randrange(3)
+            if how == 0:
+                answer = self.ask("in", lambda key=key: key in db)
+                known = {value is not None for value in self.answers(key)}
+                self.judge(f"{key!r:.60} in", answer, lambda a=answer, known=known: a in known)
+                continue
+            if how == 1:
+                answer = self.ask("value_length", lambda key=key: db.value_length(key))
+                lengths = {None if v is None else len(v) for v in self.answers(key)}
+                self.judge(f"value_length({key!r:.60})", answer, lambda a=answer, lengths=lengths: a in lengths)
+                continue
+            answer = self.ask("get", lambda key=key: db.get(key))
+            told = self.judge(f"get({key!r:.60})", answer, lambda key=key, a=answer: a in self.answers(key))
+            if not told and self.must_answer(key):
+                raise Finding(f"get({key!r:.60}) needs nothing that is damaged, but: {answer!r}")
+
+    def must_answer(self, key: bytes) -> bool:
+        """Whether no damaged segment comes between the key and its answer."""
+        if not self.judged or self.rootless or key in self.written:
+            return False
+        for segment in self.seed.segments:
+            if segment.id in self.lost:
+                if segment.first_key <= key <= segment.last_key:
+                    return False
+            elif key in segment.entries:
+                return True
+        return True
+
+    def many(self, db: Any) -> None:
+        keys = self.some_keys(15)
+        answer = self.ask("get_many", lambda: db.get_many(keys))
+        self.judge("get_many", answer, lambda: all(v in self.answers(k) for k, v in zip(keys, answer, strict=True)))
+
+    def is_whole(self, pairs: list[tuple[bytes, bytes]], reverse: bool) -> bool:
+        if reverse:
+            pairs = pairs[::-1]
+        return any(pairs == list(self.with_written(state).items()) for state in self.states)
+
+    def with_written(self, state: Pairs) -> Pairs:
+        if not self.written:
+            return state
+        both = {**state, **self.written}
+        return {key: value for key, value in sorted(both.items()) if value is not None}
+
+    def scan(self, db: Any) -> None:
+        reverse, views = self.rng.random() < 0.5, self.rng.random() < 0.2
+        most = 20 * len(self.seed.data) if self.mutant.sealed else None
+
+        def all_pairs() -> list[tuple[bytes, bytes]]:
+            found = []
+            for key, value in db.items(reverse=reverse, views=views, limit=most and min(most, 20_000)):
+                found.append((key, bytes(value)))
+            return found
+
+        answer = self.ask("items", all_pairs)
+        self.judge("items", answer, lambda: self.is_whole(answer, reverse))
+
+    def walk(self, db: Any) -> None:
+        rng = self.rng
+        with db.cursor() as cursor:
+            for key in self.some_keys(3):
+                way = rng.choice([">=", "<=", ">", "<", "=="])
+                moved = self.ask("seek", lambda key=key, way=way: cursor.seek(key, way))
+                for _ in range(rng.randrange(4)):
+                    if isinstance(moved, Exception) or not moved:
+                        break
+                    here = self.ask("cursor.key", lambda: (cursor.key, cursor.value, cursor.value_length))
+                    self.judge("cursor", here, lambda here=here: here[1] in self.answers(here[0]))
+                    moved = self.ask("move", cursor.next if rng.random() < 0.6 else cursor.prev)
+
+    def ranges(self, db: Any) -> None:
+        rng = self.rng
+        low, high = sorted(self.some_keys(2)[:2])
+        reverse, limit = rng.random() < 0.5, rng.choice([None, 3])
+        answer = self.ask("range", lambda: list(db.items(low, high, reverse=reverse, limit=limit or 5000)))
+
+        def allowed() -> bool:
+            for state in self.states:
+                want = [(k, v) for k, v in self.with_written(state).items() if low <= k < high]
+                if reverse:
+                    want.reverse()
+                if answer == want[: limit or 5000]:
+                    return True
+            return False
+
+        self.judge("range", answer, allowed)
+        self.ask("count", lambda: db.count(low, high, exact=False))
+        self.ask("approximate_size", lambda: db.approximate_size(low, high))
+
+    def neighbours(self, db: Any) -> None:
+        for key in self.some_keys(2):
+            for name in ("floor", "ceiling", "lower", "higher"):
+                answer = self.ask(name, lambda key=key, name=name: getattr(db, name)(key))
+                self.judge(name, answer, lambda a=answer: a is None or a[1] in self.answers(a[0]))
+        for name in ("first", "last"):
+            self.ask(name, getattr(db, name))
+
+    def streams(self, db: Any) -> None:
+        for key in self.some_keys(3):
+            stream = self.ask("open_value", lambda key=key: db.open_value(key))
+            if stream is not None and not isinstance(stream, Exception):
+                if self.rng.random() < 0.5:
+                    self.ask("stream.seek", lambda s=stream: s.seek(self.rng.randrange(200_000)))
+                    self.ask("stream.read", lambda s=stream: s.read(10_000))
+                    stream.seek(0)
+                whole = self.ask("stream.read", lambda s=stream: s.read(4 << 20))
+                self.judge("stream", whole, lambda key=key, w=whole: w in self.answers(key))
+            view = self.ask("get_view", lambda key=key: db.get_view(key))
+            if isinstance(view, memoryview):
+                content = bytes(view)
+                self.judge("view", content, lambda key=key, c=content: c in self.answers(key))
+                view.release()
+
+    # -- proving
+
+    def verify(self, db: Any) -> None:
+        """`verify` finds every damage of summed bytes, but in the log, where it reads as the end."""
+        report = self.ask("verify", db.verify)
+        if self.mutant.sealed:
+            return
+        wanted = [region for region in self.hit if region.owner != "log"]
+        found = isinstance(report, Exception) or bool(report.problems or report.notes)
+        if wanted and not found:
+            raise Finding(f"verify finds nothing, but {wanted[0].kind} at {wanted[0].start} is damaged")
+        if not self.hit and found and len(self.mutant.data) >= len(self.seed.data):
+            said = report if isinstance(report, Exception) else report.problems + report.notes
+            raise Finding(f"verify finds {said!r:.300}, but nothing is damaged")
+        self.tally["verify found damage" if wanted else "verify had nothing to find"] += 1
+
+    def command_line(self) -> None:
+        """A few commands, whatever they say."""
+        commands = [["verify"], ["info"], ["info", "--json"], ["free"], ["pages"], ["tree"], ["stats"]]
+        command, *options = self.rng.choice(commands)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            try:
+                main_of_cli([command, *options, str(self.path)])
+            except SystemExit:
+                pass
+            except Exception as error:
+                raise Finding(raw(f"mmlsm {command}", error)) from None
+
+    # -- writing
+
+    def writing(self, verify: Any) -> None:
+        settings = Settings(
+            verify=verify, leaf_bytes=4096, node_entries_max=8, auto_merge=self.rng.random() < 0.3,
+            durability=self.rng.choice(["full", "group", "off"]), log_extent_bytes=1 << 16, create=False,
+        )  # fmt: skip
+        db = self.ask("open for writing", lambda: mmlsm.Database(self.path, settings))
+        if isinstance(db, Exception):
+            self.must_be_refused(db)
+            return
+        self.tally["opened for writing"] += 1
+        try:
+            self.questions(db)
+            self.writes(db)
+            self.questions(db)
+            if self.rng.random() < 0.3:
+                self.verify_after_writing(db)
+        finally:
+            error = self.ask("close", db.close)
+        self.no_faults(db)
+        if self.judged and not isinstance(error, Exception):
+            self.reopen()
+
+    def writes(self, db: Any) -> None:
+        rng = self.rng
+        for _ in range(rng.choice([1, 3])):
+            items: dict[bytes, bytes | None] = {
+                key[:4000]: rng.choice([None, b"", b"new", rng.randbytes(30), rng.randbytes(9000)])
+                for key in self.some_keys(rng.choice([1, 8]))
+            }
+
+            def commit(items: dict[bytes, bytes | None] = items) -> None:
+                with db.batch() as batch:
+                    for key, value in items.items():
+                        if value is None:
+                            batch.delete(key)
+                        else:
+                            batch.put(key, value)
+
+            if not isinstance(self.ask("batch", commit), Exception):
+                self.written.update(items)
+            else:
+                self.judged = False
+            if rng.random() < 0.5:
+                self.ask("flush", db._engine.flush)
+        if rng.random() < 0.4:
+            self.ask("compact", db.compact)
+
+    def verify_after_writing(self, db: Any) -> None:
+        """Writing must not have made sound what was damaged, nor the other way round; damage may be merged away."""
+        report = self.ask("verify", db.verify)
+        if self.judged and not self.hit and not isinstance(report, Exception) and report.problems:
+            raise Finding(f"verify finds {report.problems!r:.300} after writing to a sound file")
+
+    def no_faults(self, db: Any) -> None:
+        """No thread of the database ended by a fault of its own."""
+        store = db._engine.store
+        for thread in (db._engine.writer, db._engine.merger) if store is not None else ():
+            if thread.fault is not None:
+                raise Finding(raw(thread.name, thread.fault))
+
+    def reopen(self) -> None:
+        """What was written, and what is sound, is there in the next life."""
+        db = self.ask("reopen", lambda: mmlsm.Database(self.path, Settings(readonly=True)))
+        if isinstance(db, Exception):
+            raise Finding(f"what was open for writing is refused when it is opened again: {db!r}")
+        try:
+            self.gets(db)
+            self.scan(db)
+        finally:
+            db.close()

@@ -1,0 +1,104 @@
+"""A long-lived process that tries mutants one after the other; its death, or its silence, is a finding of its parent.
+
+    python mutant_child.py SEEDS CAMPAIGN FOLDER DATA_BYTES
+
+Reads lines "BEGIN END" and tries the mutants from BEGIN to before END. Says a line of JSON for each finding, and one
+when these are done; the trial under way stands in FOLDER/trial as 8 bytes, so that the parent knows it whatever becomes
+of this process.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import json
+import mmap
+import resource
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rig import seeds
+from rig.judge import Finding, Trial
+from rig.mutations import Campaign
+
+GROWTH_KIB_MOST = 192 << 10
+"""What the peak of resident memory may grow by in one trial."""
+FILE_BYTES_MOST = 1 << 30
+
+
+class Child:
+    """Its figures, and what its threads complained of."""
+
+    def __init__(self, folder: Path, campaign: Campaign) -> None:
+        self.folder = folder
+        self.campaign = campaign
+        self.kinds: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        self.complaints: list[str] = []
+        self.slowest = (0.0, -1)
+        with (folder / "trial").open("r+b") as file:
+            self.progress = mmap.mmap(file.fileno(), 8)
+        threading.excepthook = self.complain
+        sys.unraisablehook = self.complain
+
+    def complain(self, what: Any) -> None:
+        """A thread or a finaliser met an exception that nobody caught."""
+        text = "".join(traceback.format_exception(what.exc_type, what.exc_value, what.exc_traceback)[-6:])
+        self.complaints.append(text)
+
+    def run(self, trial: int) -> None:
+        """One trial."""
+        self.progress[:] = struct.pack("<Q", trial)
+        begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        rng = self.campaign.rng(trial)
+        damage, mutant = self.campaign.mutant(trial, rng)
+        self.kinds[f"{mutant.kind}, sealed" if mutant.sealed else mutant.kind] += 1
+        try:
+            Trial(damage, mutant, self.folder / "mutant.db", rng, self.outcomes).run()
+            if self.complaints:
+                raise Finding(f"a thread or finaliser: {self.complaints.pop()}")
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            if grown > GROWTH_KIB_MOST:
+                raise Finding(f"the process grew by {grown} KiB")
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            text = str(error) if isinstance(error, Finding) else traceback.format_exc()
+            self.say(finding=text, trial=trial, seed=damage.seed.name, kind=mutant.kind, what=mutant.what)
+            self.complaints.clear()
+        self.slowest = max(self.slowest, (time.monotonic() - begun, trial))
+
+    @staticmethod
+    def say(**what: object) -> None:
+        print(json.dumps(what), flush=True)
+
+
+def main() -> None:
+    seeds_path, number, folder, data_bytes = sys.argv[1:]
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(data_bytes), int(data_bytes)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES_MOST, FILE_BYTES_MOST))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    child = Child(Path(folder), Campaign(seeds.load(Path(seeds_path)), int(number)))
+    gc.collect()
+    gc.freeze()
+    child.say(ready=True)
+    for line in sys.stdin:
+        begin, end = map(int, line.split())
+        for trial in range(begin, end):
+            child.run(trial)
+        child.say(done=end, kinds=child.kinds, outcomes=child.outcomes, slowest=child.slowest)
+        child.kinds.clear()
+        child.outcomes.clear()
+
+
+if __name__ == "__main__":
+    main()

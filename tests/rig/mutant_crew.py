@@ -1,0 +1,154 @@
+"""The parent of processes that try mutants: gives them trials, sees that they live and go on, gathers what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+CHILD = Path(__file__).with_name("mutant_child.py")
+BATCH = 100
+SILENCE_S = 60.0
+"""A child that is at one trial for so long hangs."""
+DATA_BYTES = 2 << 30
+"""What a child may have of memory of its own, maps of files not counted."""
+
+
+class Hand:
+    """One child. `at` is its trial when it was last looked at, `since` when it got there."""
+
+    def __init__(self, crew: Crew, number: int) -> None:
+        self.crew = crew
+        self.folder = crew.folder / f"child {number}"
+        self.folder.mkdir(exist_ok=True)
+        self.errors = self.folder / "stderr"
+        (self.folder / "trial").write_bytes(bytes(8))
+        self.begin = self.end = 0
+        self.start()
+
+    def start(self) -> None:
+        self.at, self.since, self.heard = -1, time.monotonic(), b""
+        with self.errors.open("w") as errors:
+            self.popen = subprocess.Popen(
+                [sys.executable, str(CHILD), str(self.crew.seeds), str(self.crew.number), str(self.folder),
+                 str(DATA_BYTES)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )  # fmt: skip
+        assert self.popen.stdout is not None
+        self.crew.selector.register(self.popen.stdout, selectors.EVENT_READ, self)
+
+    def give(self, begin: int, end: int) -> None:
+        """Have it try these."""
+        self.begin, self.end = begin, end
+        with (self.folder / "trial").open("r+b") as file:
+            file.write(struct.pack("<Q", begin))
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(b"%d %d\n" % (begin, end))
+
+    def trial(self) -> int:
+        """The one under way."""
+        return int(struct.unpack("<Q", (self.folder / "trial").read_bytes())[0])
+
+    def hangs(self) -> bool:
+        """Whether it has been at one trial for too long."""
+        trial = self.trial()
+        if trial != self.at:
+            self.at, self.since = trial, time.monotonic()
+        return self.begin < self.end and time.monotonic() - self.since > SILENCE_S
+
+    def finish(self) -> None:
+        self.crew.selector.unregister(self.popen.stdout)
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            assert pipe is not None
+            pipe.close()
+        self.popen.kill()
+        self.popen.wait()
+
+
+class Crew:
+    """`count` children; `run` has them try trials and fills `findings`, `kinds` and `outcomes`."""
+
+    def __init__(self, seeds: Path, number: int, folder: Path, count: int = 2) -> None:
+        self.seeds = seeds
+        self.number = number
+        self.folder = folder
+        self.selector = selectors.DefaultSelector()
+        self.findings: list[dict[str, Any]] = []
+        self.kinds: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        self.slowest = (0.0, -1)
+        self.hands = [Hand(self, i) for i in range(count)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        for hand in self.hands:
+            hand.finish()
+        self.selector.close()
+
+    def run(self, begin: int, end: int, may_go_on: Any = lambda: True) -> int:
+        """Try the mutants of [begin, end), as long as `may_go_on()`; how many were given out."""
+        self.next, self.stop, self.may_go_on = begin, end, may_go_on
+        idle = set(self.hands)
+        while True:
+            for hand in [*idle]:
+                if self.next < self.stop and may_go_on():
+                    last = min(self.next + BATCH, self.stop)
+                    hand.give(self.next, last)
+                    self.next = last
+                    idle.discard(hand)
+            if len(idle) == len(self.hands):
+                return self.next - begin
+            for key, _ in self.selector.select(1.0):
+                if self.hear(key.data):
+                    idle.add(key.data)
+            for hand in self.hands:
+                if hand not in idle and hand.hangs():
+                    self.died(hand, "hangs")
+
+    def hear(self, hand: Hand) -> bool:
+        """What a child says, or its end; whether its batch is done."""
+        assert hand.popen.stdout is not None
+        piece = os.read(hand.popen.stdout.fileno(), 1 << 16)
+        if not piece:
+            self.died(hand, "died")
+            return False
+        *lines, hand.heard = (hand.heard + piece).split(b"\n")
+        return sum(self.take(hand, json.loads(line)) for line in lines) > 0
+
+    def take(self, hand: Hand, said: dict[str, Any]) -> bool:
+        """One thing that a child said; whether its batch is done."""
+        if "finding" in said:
+            self.findings.append(said)
+        if "done" not in said:
+            return False
+        self.kinds.update(said["kinds"])
+        self.outcomes.update(said["outcomes"])
+        self.slowest = max(self.slowest, tuple(said["slowest"]))
+        hand.begin = hand.end
+        return True
+
+    def died(self, hand: Hand, how: str) -> None:
+        """Note the trial that killed a child, or that it hangs in; another goes on behind it."""
+        trial = hand.trial()
+        if how == "hangs":
+            hand.popen.send_signal(signal.SIGUSR1)  # it writes down where it is
+            time.sleep(0.5)
+            hand.popen.kill()
+        code = hand.popen.wait()
+        text = f"the process {how} ({code}):\n{hand.errors.read_text()[-3000:]}"
+        self.findings.append({"finding": text, "trial": trial})
+        self.selector.unregister(hand.popen.stdout)
+        hand.start()
+        hand.give(trial + 1, hand.end)

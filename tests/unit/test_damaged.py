@@ -1,0 +1,275 @@
+"""Damage behind right sums, and damage that others must not suffer from: what mutants found, each by name.
+
+tests/stress/test_corrupt.py tries many; here are the ones that once crashed, hung or raised something else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmlsm
+from format_reader import PAGE
+from mmlsm.settings import Settings
+from rig.anatomy import Anatomy, Field, Pointer
+from rig.seeds import TINY, Workshop
+
+pytestmark = pytest.mark.unproved
+
+
+class Patient:
+    """A small database with a deep bottom and a run above it; `mend` writes it with fields changed and sums right."""
+
+    def __init__(self, path: Path) -> None:
+        made = Workshop(path, 1, **TINY)
+        made.run({b"key %03d" % i: bytes([i]) * 20 for i in range(60)})
+        made.db.compact()
+        made.run({b"key %03d" % i: b"new" for i in range(0, 20, 2)})
+        self.pairs = dict(made.keep)
+        made.db.close()
+        self.path = path
+        self.data = path.read_bytes()
+        self.anatomy = Anatomy(self.data)
+
+    def fields(self, name: str) -> list[Field]:
+        return [field for field in self.anatomy.fields if field.name == name]
+
+    def children(self, height: int) -> list[Pointer]:
+        """References to nodes of that height."""
+        found = {region.start: self.data[region.start + 3] for region in self.anatomy.regions
+                 if region.kind in ("leaf", "parent")}  # fmt: skip
+        return [one for one in self.anatomy.pointers if one.length is None and one.pages is not None
+                and found[self.page_of(one) * PAGE] == height]  # fmt: skip
+
+    def page_of(self, pointer: Pointer) -> int:
+        return int.from_bytes(self.data[pointer.page : pointer.page + 4], "little")
+
+    def set(self, field: Field, value: int) -> None:
+        """Have the field hold this, behind sums that are right."""
+        data = bytearray(self.data)
+        for at, _ in field.places:
+            data[at : at + field.width] = value.to_bytes(field.width, "little")
+        self.anatomy.seal(data, [region for _, region in field.places])
+        self.path.write_bytes(data)
+
+    def point(self, pointer: Pointer, like: Pointer) -> None:
+        """Have a reference to a node name what another names."""
+        data = bytearray(self.data)
+        for at, there, width in ((pointer.page, like.page, 4), (pointer.sum, like.sum, 8)):
+            data[at : at + width] = data[there : there + width]
+        self.anatomy.seal(data, [pointer.region])
+        self.path.write_bytes(data)
+
+    def flip(self, at: int) -> None:
+        """Damage one byte."""
+        data = bytearray(self.data)
+        data[at] ^= 0x40
+        self.path.write_bytes(data)
+
+
+@pytest.fixture
+def patient(path: Path) -> Patient:
+    return Patient(path)
+
+
+def opened(patient: Patient, **settings: Any) -> mmlsm.Database:
+    return mmlsm.Database(patient.path, Settings(**{"readonly": True, **settings}))
+
+
+# -- verify
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+@pytest.mark.parametrize("at", [8, 70, 300, 505, 4000])
+def test_verify_notes_a_damaged_superblock_slot(
+    patient: Patient, slot: int, at: int, run: Callable[..., Any]
+) -> None:
+    patient.flip(slot * PAGE + at)
+    with opened(patient) as db:
+        assert dict(db.items()) == patient.pairs
+        report = db.verify()
+    assert report.ok, "a crash may leave that"
+    assert f"page {slot}: " in report.notes[0]
+    code, out, _ = run("verify", patient.path)
+    assert (code, f"page {slot}: " in out) == (1, True)
+    with mmlsm.open(patient.path) as db:
+        assert not db.verify().notes, "an open for writing mends it"
+
+
+@pytest.mark.parametrize("kind", ["manifest", "bitmap"])
+def test_verify_finds_a_manifest_or_bitmap_that_was_damaged_after_the_open(patient: Patient, kind: str) -> None:
+    (region,) = [region for region in patient.anatomy.regions if region.kind == kind]
+    for readonly in (True, False):
+        patient.path.write_bytes(patient.data)
+        with mmlsm.open(patient.path, readonly=readonly) as db:
+            assert db.verify().ok
+            with patient.path.open("r+b") as file:
+                file.seek(region.start + 40)
+                file.write(b"damage")
+            assert any("is damaged" in problem for problem in db.verify().problems)
+
+
+def test_verify_ends_where_a_tree_has_the_same_nodes_below_it_many_times(patient: Patient) -> None:
+    data = bytearray(patient.data)
+    for region in patient.anatomy.regions:
+        if region.kind != "parent":
+            continue
+        below = [one for one in patient.anatomy.pointers if one.region is region]
+        for pointer in below[1:]:
+            data[pointer.page : pointer.page + 4] = data[below[0].page : below[0].page + 4]
+            data[pointer.sum : pointer.sum + 8] = data[below[0].sum : below[0].sum + 8]
+    patient.anatomy.seal(data, [region for region in patient.anatomy.regions if region.kind == "parent"])
+    patient.path.write_bytes(data)
+    with opened(patient) as db:
+        report = db.verify()
+    assert any("another owner" in problem for problem in report.problems)
+    assert report.leaves < len(data) // PAGE
+
+
+# -- numbers
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["superblock.generation", "superblock.install", "superblock.seq_ceiling", "general.next_segment",
+     "general.live_bytes", "segment.entries", "segment.data_bytes", "segment.pages", "segment.id", "segment.installed",
+     "segment.seq_high", "manifest.install"],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [(1 << 64) - 1, (1 << 63) + 5, (1 << 62) + 1])
+def test_a_number_that_leaves_no_room_for_the_next_is_damage(patient: Patient, name: str, value: int) -> None:
+    patient.set(patient.fields(name)[0], value)
+    for readonly in (True, False):
+        with pytest.raises(mmlsm.CorruptionError):
+            mmlsm.open(patient.path, readonly=readonly)
+
+
+def test_a_parent_with_more_entries_below_it_than_a_file_can_have_is_damage(patient: Patient) -> None:
+    patient.set(patient.fields("parent.entries")[0], 1 << 50)
+    with opened(patient) as db, pytest.raises(mmlsm.CorruptionError, match="child out of range"):
+        list(db.items())
+
+
+# -- trees that are none
+
+
+def test_a_parent_in_place_of_a_leaf_is_not_read_as_one_by_a_merge(patient: Patient) -> None:
+    """It had been proved as what it is; the merge took its bytes for entries, outside of all bounds."""
+    leaf, parent = patient.children(0)[0], patient.children(1)[-1]
+    patient.point(leaf, parent)
+    with mmlsm.Database(patient.path, Settings(auto_merge=False, **TINY)) as db:
+        with pytest.raises(mmlsm.CorruptionError):
+            list(db.items())
+        with pytest.raises(mmlsm.CorruptionError):
+            db.compact()
+        assert db.get(b"key 059") == bytes([59]) * 20
+
+
+@pytest.mark.parametrize("which", [1, -1])
+def test_a_leaf_that_two_parents_share_ends_a_merge_by_name(patient: Patient, which: int) -> None:
+    leaves = patient.children(0)
+    patient.point(leaves[0], leaves[which])
+    with mmlsm.Database(patient.path, Settings(auto_merge=False, **TINY)) as db:
+        with pytest.raises(mmlsm.CorruptionError):
+            db.compact()
+        db[b"still"] = b"written"
+    with opened(patient) as db:
+        assert db[b"still"] == b"written"
+
+
+def test_keys_out_of_order_end_a_merge_by_name(patient: Patient) -> None:
+    leaf = next(region for region in patient.anatomy.regions if region.kind == "leaf")
+    data = bytearray(patient.data)
+    n, prefix = data[leaf.start + 4], data[leaf.start + 6]
+    heads = leaf.start + 32 + (prefix + 3) // 4 * 4
+    assert n > 1
+    data[heads : heads + 8] = data[heads + 4 : heads + 8] + data[heads : heads + 4]
+    patient.anatomy.seal(data, [leaf])
+    patient.path.write_bytes(data)
+    with (
+        mmlsm.Database(patient.path, Settings(auto_merge=False, **{**TINY, "reuse": False})) as db,
+        pytest.raises(mmlsm.CorruptionError, match="out of order"),
+    ):
+        db.compact()
+
+
+def test_a_node_from_the_future_ends_a_merge_by_name(patient: Patient) -> None:
+    for field in patient.fields("leaf.birth"):
+        patient.set(field, 1 << 40)
+        with (
+            mmlsm.Database(patient.path, Settings(auto_merge=False, reuse=False, **TINY)) as db,
+            pytest.raises(mmlsm.CorruptionError, match="still to come"),
+        ):
+            db.compact()
+
+
+def test_a_root_that_the_bitmap_has_free_refuses_a_writer_and_no_reader(patient: Patient) -> None:
+    (bitmap,) = [region for region in patient.anatomy.regions if region.kind == "bitmap"]
+    data = bytearray(patient.data)
+    root = patient.page_of(next(one for one in patient.anatomy.pointers if one.pages and one.pages[1] == 2))
+    data[bitmap.start + root // 8] &= ~(1 << root % 8)
+    patient.anatomy.seal(data, [bitmap])
+    patient.path.write_bytes(data)
+    with pytest.raises(mmlsm.CorruptionError, match=f"page {root}"):
+        mmlsm.open(patient.path)
+    with opened(patient) as db:
+        assert dict(db.items()) == patient.pairs
+        assert not db.verify().ok
+
+
+# -- references
+
+
+def test_two_references_of_unlike_length_to_one_extent_read_nothing_past_the_file(path: Path) -> None:
+    """The first to be proved had vouched for the other."""
+    made = Workshop(path, 1, **TINY)
+    long = b"k" * 5000
+    made.run({long + b"%03d" % i: b"v" for i in range(6)})
+    made.db.close()
+    data = path.read_bytes()
+    anatomy = Anatomy(data)
+    keys = [one for one in anatomy.pointers if one.length is not None]
+    last = max(keys, key=lambda one: int.from_bytes(data[one.page : one.page + 4], "little"))
+    for key in keys:
+        if key is last:
+            continue
+        mutant = bytearray(data)
+        mutant[key.page : key.page + 4] = data[last.page : last.page + 4]
+        mutant[key.length : key.length + 8] = (65535).to_bytes(8, "little")
+        mutant[key.pages[0] : key.pages[0] + 4] = (16).to_bytes(4, "little")
+        anatomy.seal(mutant, [key.region])
+        path.write_bytes(mutant)
+        with mmlsm.open(path, readonly=True) as db:
+            for _ in range(2):
+                with pytest.raises(mmlsm.CorruptionError):
+                    list(db.items())
+
+
+# -- files that others cut
+
+
+def test_a_root_that_was_cut_off_does_not_keep_others_from_being_read(patient: Patient) -> None:
+    bottom = min(patient.children(2), key=patient.page_of)
+    upper = [one for one in patient.anatomy.pointers if one.pages and one.pages[1] == 2]
+    page = max(patient.page_of(one) for one in upper)
+    assert bottom is not None
+    patient.path.write_bytes(patient.data[: page * PAGE])
+    read = lost = 0
+    try:
+        db = opened(patient)
+    except mmlsm.CorruptionError:
+        pytest.skip("the manifest was behind it")
+    with db:
+        for key, value in patient.pairs.items():
+            try:
+                assert db.get(key) == value
+                read += 1
+            except mmlsm.CorruptionError:
+                lost += 1
+    assert read
+    assert lost
+    assert os.path.getsize(patient.path) == page * PAGE
+
