@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import random
 import traceback
 from collections import Counter
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import mmlsm
+from format_reader import PAGE
 from mmlsm.cli import main as main_of_cli
 from mmlsm.settings import Settings
 from rig.mutations import Damage, Mutant
@@ -102,11 +104,24 @@ class Trial:
             self.must_be_refused(db)
             return
         try:
+            if self.rng.random() < 0.06:
+                self.cut_beneath(db)
+                return
             self.questions(db)
             if self.rng.random() < 0.5:
                 self.verify(db)
         finally:
             db.close()
+
+    def cut_beneath(self, db: Any) -> None:
+        """Somebody else cuts the file that is open: what is read for the first time then is right or an error."""
+        length = self.rng.randrange(len(self.mutant.data) + 1)
+        self.rootless = True
+        os.truncate(self.path, length if self.rng.random() < 0.5 else length // PAGE * PAGE)
+        self.tally["cut while open"] += 1
+        for question in self.rng.sample([self.gets, self.many, self.scan, self.walk, self.ranges, self.streams], 1):
+            question(db)
+        self.ask("verify", db.verify)
 
     def must_be_refused(self, error: Exception) -> None:
         """An open that fails although nothing was damaged that it needs."""

@@ -1,6 +1,7 @@
 """A long-lived process that tries mutants one after the other; its death, or its silence, is a finding of its parent.
 
-    python mutant_child.py SEEDS CAMPAIGN FOLDER DATA_BYTES
+    python -m rig.mutant_child SEEDS CAMPAIGN FOLDER DATA_BYTES
+    python -m rig.mutant_child SEEDS CAMPAIGN TRIAL             one again, with whatever it raises
 
 Reads lines "BEGIN END" and tries the mutants from BEGIN to before END. Says a line of JSON for each finding, and one
 when these are done; the trial under way stands in FOLDER/trial as 8 bytes, so that the parent knows it whatever becomes
@@ -17,6 +18,7 @@ import resource
 import signal
 import struct
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -80,7 +82,22 @@ class Child:
         print(json.dumps(what), flush=True)
 
 
+def again(seeds_path: str, number: str, trial: str) -> None:
+    """One trial, here and now."""
+    campaign = Campaign(seeds.load(Path(seeds_path)), int(number))
+    rng = campaign.rng(int(trial))
+    damage, mutant = campaign.mutant(int(trial), rng)
+    print(f"{damage.seed.name}: {mutant.kind}: {mutant.what}")
+    outcomes: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        Trial(damage, mutant, Path(folder) / "mutant.db", rng, outcomes).run()
+    print(dict(outcomes))
+
+
 def main() -> None:
+    if len(sys.argv) == 4:
+        again(*sys.argv[1:])
+        return
     seeds_path, number, folder, data_bytes = sys.argv[1:]
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)

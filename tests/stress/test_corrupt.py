@@ -1,7 +1,8 @@
 """Damaged files: an answer is right or a typed error; nothing crashes, hangs, or takes memory (promise 9).
 
 Mutants of small real databases (tests/rig/mutations.py) are tried in long-lived processes (tests/rig/mutant_child.py),
-which are judged as tests/rig/judge.py says. `python tests/rig/replay.py SEED TRIAL` does one again.
+which are judged as tests/rig/judge.py says. A finding names its trial, and the file with the databases that were
+damaged: `PYTHONPATH=tests python -m rig.mutant_child FILE SEED TRIAL` does it again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def test_a_damaged_file_is_answered_rightly_or_by_name(campaign: Campaign, tmp_p
         tried = crew.run(0, count, lambda: campaign.left > 0 and len(crew.findings) < FINDINGS_MOST)
     campaign.report(mutants=tried, findings=len(crew.findings), kinds=crew.kinds, outcomes=crew.outcomes,
                     slowest=crew.slowest)  # fmt: skip
-    assert not crew.findings, "\n\n".join(
+    assert not crew.findings, f"of {place}, seed {campaign.seed}:\n" + "\n\n".join(
         "\n".join(f"{name}: {text}" for name, text in finding.items()) for finding in crew.findings[:5]
     )
     found = crew.outcomes

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import mmlsm
+from file_rig import in_forked_child
 from format_reader import PAGE
 from mmlsm.settings import Settings
 from rig.anatomy import Anatomy, Field, Pointer
@@ -249,6 +250,51 @@ def test_two_references_of_unlike_length_to_one_extent_read_nothing_past_the_fil
 
 
 # -- files that others cut
+
+
+def read_everything(db: mmlsm.Database, pairs: dict[bytes, bytes]) -> str:
+    """Ask in every way; what is not right and no CorruptionError is raised."""
+    lost = 0
+    for ask in (
+        lambda: [db.get(key) for key in pairs] == [*pairs.values()],
+        lambda: db.get_many(list(pairs)) == [*pairs.values()],
+        lambda: dict(db.items()) == pairs,
+        lambda: dict(db.items(reverse=True)) == pairs,
+        lambda: all(db.get_view(key) == value for key, value in pairs.items()),
+        lambda: all(db.open_value(key).read() == value for key, value in pairs.items()),  # type: ignore[union-attr]
+        lambda: db.count(b"a", b"z", exact=False) >= 0,
+        lambda: db.get(b"key 0055 that is absent") is None,
+        lambda: db.verify() is not None,
+    ):
+        try:
+            assert ask()
+        except mmlsm.CorruptionError:
+            lost += 1
+    return f"lost {lost}"
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_a_file_that_is_cut_under_an_open_database_is_an_error_and_no_signal(path: Path, readonly: bool) -> None:
+    """Wherever a page is touched for the first time. Each cut in a process of its own, which must live."""
+    made = Workshop(path, 1, **TINY)
+    made.run({b"key %03d" % i: bytes([i]) * 20 for i in range(30)})
+    made.run({b"key %03d" % i: bytes([i]) * (9000 if i % 10 else 70_000) for i in range(20, 50, 5)})
+    made.run({b"long" * 1200 + b"%d" % i: b"v" for i in range(5)})
+    pairs = dict(sorted(made.keep.items()))
+    made.db.close()
+    data = path.read_bytes()
+
+    def cut(page: int) -> str:
+        with mmlsm.Database(path, Settings(readonly=readonly, auto_merge=False, **TINY)) as db:
+            os.truncate(path, page * PAGE)
+            return read_everything(db, pairs)
+
+    said = set()
+    for page in [*range(0, len(data) // PAGE, 4), len(data) // PAGE - 1]:
+        path.write_bytes(data)
+        said.add(in_forked_child(lambda page=page: cut(page)))
+    assert all(answer.startswith("'lost") for answer in said), said
+    assert len(said) > 1
 
 
 def test_a_root_that_was_cut_off_does_not_keep_others_from_being_read(patient: Patient) -> None:
