@@ -44,9 +44,9 @@ def job_of(path: object, rng: random.Random, **more: Any) -> dict[str, Any]:
 
 
 def small_settings(rng: random.Random) -> dict[str, Any]:
-    """Inner knobs that make much happen with little data."""
+    """Inner knobs that make much happen with little data; a large memtable now and then, for a long log."""
     return {
-        "memtable_bytes": rng.choice([4096, 8192, 32768]),
+        "memtable_bytes": rng.choice([4096, 8192, 32768, 1 << 20]),
         "leaf_bytes": rng.choice([4096, 8192]),
         "node_entries_max": rng.choice([4, 8, 16, 8192]),
         "fan_out": rng.choice([2, 4]),

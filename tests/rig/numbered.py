@@ -14,7 +14,7 @@ from typing import Any
 
 import mmlsm
 import proof
-from mmlsm.limits import LARGE_VALUE_BYTES
+from mmlsm.limits import CHUNK_BYTES, LARGE_VALUE_BYTES
 from mmlsm.settings import DURABILITIES, Settings
 
 COUNTER = b"counter"
@@ -43,13 +43,13 @@ def batch_of(number: int) -> dict[bytes, bytes | None]:
 
 
 def write(transaction: Any, number: int) -> None:
-    """Put what commit `number` writes into the transaction; large values as streams."""
+    """Put what commit `number` writes into the transaction; most large values as streams, which go to extents."""
     transaction.put(COUNTER, b"%d" % number)
     for key, value in batch_of(number).items():
         if value is None:
             transaction.delete(key)
         else:
-            transaction.put(key, io.BytesIO(value) if len(value) >= LARGE_VALUE_BYTES else value)
+            transaction.put(key, io.BytesIO(value) if len(value) >= CHUNK_BYTES and number % 4 else value)
 
 
 class Replayed:

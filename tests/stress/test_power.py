@@ -63,6 +63,7 @@ def cut_once(server: ForkServer, disk: Disk, path: Path, history: History, rng: 
     return where
 
 
+@pytest.mark.timeout(900)
 def test_after_a_power_cut_a_prefix_of_the_commits_is_there(campaign: Campaign, tmp_path: Path) -> None:
     if reason := reason_for_none(tmp_path):
         print(f"no power cuts here: {reason}")
