@@ -6,8 +6,8 @@ ordered lock.
 I1. header + live + reserved + free = the file's pages, each page in one of them (R16; retired extents are live here).
 I2. Every change names pages that are in the state it takes them from, all of them; anything else is our bug: an
     AssertionError, nothing changed.
-I3. The file has `total` pages, always: it grows at a reservation and shrinks at `truncate`. When the file refuses,
-    nothing changed.
+I3. The file has `total` pages: it grows at a reservation and shrinks at `truncate`. When the file refuses, nothing
+    changed; where a growth was cut off and the file refuses to shrink again, it is longer, until the next of either.
 I4. A change that is cut off at any step, by Ctrl-C or for want of memory, changed nothing: what is reserved is noted
     before and goes back to that, and what is free is then made anew from the rest.
 I5. No page is reserved with a verified byte left from its last life (R4), nor with anything else that is remembered of
@@ -16,6 +16,7 @@ I5. No page is reserved with a verified byte left from its last life (R4), nor w
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from mmlsm import limits
-from mmlsm.errors import CorruptionError, StorageError
+from mmlsm.errors import CorruptionError, Error, StorageError
 from mmlsm.locks import ALLOCATOR, ordered_lock
 from mmlsm.settings import Allocation
 from mmlsm.space.bitmap import Bitmap
@@ -130,7 +131,8 @@ class Allocator:
     def _settled(self) -> Bitmap:
         """What is live, in a bitmap of as many pages as the file has, also where a growth was cut off (I4)."""
         if self._live.pages != self._total:
-            self._resize(self._total)
+            with contextlib.suppress(Error, MemoryError):  # a file that stays longer does no harm
+                self._resize(self._total)
             self._live.resize(self._total)
         return self._live
 

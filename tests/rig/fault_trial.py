@@ -181,7 +181,7 @@ class Trial:
         self.ledger.sync(db)
         proof.prove(db)
         engine.allocator._check()
-        kept = eventually(lambda: leaked_pages(engine) == 0, 1.0)
+        kept = eventually(lambda: leaked_pages(engine) == 0, PATIENCE_S)
         assert kept, f"{leaked_pages(engine)} pages are reserved and nobody's"
 
     # -- afterwards

@@ -220,6 +220,17 @@ def test_extend_forgets_what_it_adds() -> None:
     assert disk.forgotten == [(10, 2), (12, 3)]
 
 
+def test_pages_come_back_while_the_file_refuses_every_size() -> None:
+    allocator, disk = holes((10, 5))
+    extent = allocator.reserve(5)
+    disk.broken = True
+    with pytest.raises(StorageError):
+        allocator.reserve(1)
+    allocator.give_back(extent)
+    allocator._check()
+    assert allocator.free_extents() == [(10, 5)]
+
+
 def test_more_than_the_format_can_address_is_refused() -> None:
     disk = Disk()
     allocator = make(disk)
