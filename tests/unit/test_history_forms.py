@@ -71,7 +71,7 @@ def test_each_form_tells_of_one_key_that_is_wrong(open_db: Any, form: str, lie: 
         (None, "a transaction wrote absent and reads b'mine'"),
     ],
 )
-def test_what_a_transaction_wrote_is_taken_out_of_its_answers_if_it_is_right(own: bytes | None, told: str | None) -> None:
+def test_what_a_transaction_wrote_is_no_answer_if_it_is_right(own: bytes | None, told: str | None) -> None:
     writer = Writer(History(KEYS, TRUE, 7), None, threading.local(), [], random.Random(0))
     found = [(key, b"mine" if key == WRONG else value) for key, value in TRUE.items()]
     if told is None:
