@@ -29,15 +29,15 @@ PLANTED = (
     Sabotage(
         "allocator-lock-not-taken", "12", "two threads reserve the same pages",
         "space/allocator.py",
-        "        with self._lock:\n            found = (",
-        "        if True:\n            found = (",
+        "        with self._lock:\n            before = self._note()\n            try:\n                found = (",
+        "        if True:\n            before = self._note()\n            try:\n                found = (",
         ("unit/test_free_space.py::test_reservations_of_many_threads_never_overlap",),
     ),
     Sabotage(
         "write-lock-not-fair", "5", "of those who wait for the write lock the last comes first",
         "locks.py",
-        "                gate, self.owner = self._waiting[0]\n                del self._waiting[0]\n",
-        "                gate, self.owner = self._waiting[-1]\n                del self._waiting[-1]\n",
+        "self._waiting[0]\n            self.tenure += 1\n            del self._waiting[0]\n",
+        "self._waiting[-1]\n            self.tenure += 1\n            del self._waiting[-1]\n",
         ("unit/test_locks.py::test_the_lock_is_given_in_the_order_of_asking",),
     ),
     Sabotage(

@@ -35,14 +35,9 @@ PLANTED = (
     ),
     Sabotage(
         "snapshot-not-registered", "4", "a snapshot pins nothing in the memtables",
-        "read/snapshot.py",
-        """        self.seq = pins.register()
-
-    def __del__(self) -> None:
-        if hasattr(self, "seq"):
-            self._pins.release(self.seq)
-""",
-        "        self.seq = pins.published  # type: ignore[attr-defined]\n",
+        "write/pins.py",
+        "            self._register.enter(holder, seq)\n",
+        "",
         ("unit/test_snapshots.py::test_a_snapshot_stays_as_it_was",),
     ),
     Sabotage(
@@ -91,8 +86,8 @@ PLANTED = (
     Sabotage(
         "truncated-one-page-too-far", "1 12", "the file is cut in the middle of what is in use",
         "space/allocator.py",
-        "            self._resize(tail.first)\n            self._free.remove(*tail)\n",
-        "            self._resize(tail.first - 1)\n            self._free.remove(*tail)\n",
+        "                self._resize(tail.first)\n",
+        "                self._resize(tail.first - 1)\n",
         ("unit/test_database.py::test_space_comes_back_when_everything_is_deleted",),
     ),
     Sabotage(

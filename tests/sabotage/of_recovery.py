@@ -86,12 +86,10 @@ PLANTED = (
         "growth-noted-before-made", "8", "pages that the file could not grow by count as there",
         "space/allocator.py",
         """        self._resize(pages)
-        self._live.resize(pages)
         self._free.add(self._total, pages - self._total)
         self._total = pages
 """,
-        """        self._live.resize(pages)
-        self._free.add(self._total, pages - self._total)
+        """        self._free.add(self._total, pages - self._total)
         self._total = pages
         self._resize(pages)
 """,
