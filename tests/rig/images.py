@@ -179,7 +179,8 @@ class Disk:
     # -- what may be there
 
     def parts(self, tear: int, *, under_way: bool = True) -> list[Part]:
-        """All that is not durable, in the order of the effects, writes torn at multiples of `tear`."""
+        """All that is not durable, in the order of the effects, what is under way last; writes torn at multiples of
+        `tear`."""
         effects = list(self.pending)
         if under_way:
             effects += [effect for some in self.under_way.values() for effect in some]
@@ -243,7 +244,7 @@ class Image:
 
 
 def drawn(disk: Disk, rng: random.Random, most: int) -> Iterator[Image]:
-    """Some of the legal images, the same ones often: nothing and everything that is pending, and up to `most` others.
+    """Some of the legal images, the same ones often: nothing that is pending, all, and all as garbage, and `most` more.
 
     Those are drawn from what is enumerated, from random subsets, and from images with garbage.
     """
@@ -258,6 +259,8 @@ def drawn(disk: Disk, rng: random.Random, most: int) -> Iterator[Image]:
     if not whole:
         return
     yield Image(disk.image(whole), "all, under way too")
+    wrong = (Part(part.offset, b"\xa5" * len(part.data)) if part.data else part for part in whole)
+    yield Image(disk.image(wrong), "all of it garbage")
     for _ in range(most):
         yield one_of(disk, rng)
 
@@ -269,6 +272,10 @@ def one_of(disk: Disk, rng: random.Random) -> Image:
     count = len(parts)
     name = f"torn at {tear}" if tear else "calls"
     way = rng.random()
+    if disk.under_way and way < 0.1:
+        ended = disk.parts(tear, under_way=False)
+        begun = parts[: rng.randrange(len(ended), count + 1)]
+        return Image(disk.image(begun), f"{name}, all that ended and {len(begun) - len(ended)} more", killed=True)
     if way < 0.4:
         number = rng.randrange(subsets_of(count))
         return Image(disk.image(parts[i] for i in subset(count, number)), f"{name}, subset {number} of {count}")
