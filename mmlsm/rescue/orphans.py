@@ -10,6 +10,9 @@ some bytes, and any sum that still stands among the others proves the node that 
    is lost. Else the ranges where a child is missing are lost ones.
 4. A leaf in such a range that no sum proves, whose structure and order of keys are sound, and which fits one range
    only, is *unproved*: it is taken if asked for, and the ranges are called uncertain as well.
+5. What stands in the place of the damaged parent may be another parent, or an older one, with sums of its own: after a
+   write that went astray, or was lost. Then the true children stay behind. So only where no page in use is left over
+   that nothing accounts for are proved children *certain*, and else the whole range of the parent is uncertain.
 
 Leaves by structure are taken from pages in use alone (with the bitmap lost, not at all): free pages hold old versions.
 """
@@ -20,7 +23,7 @@ import itertools
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mmlsm import limits
 from mmlsm.errors import CorruptionError, StorageError
@@ -63,6 +66,8 @@ class Gap:
     proved: list[Place] = field(default_factory=list)
     unproved: list[Place] = field(default_factory=list)
     missing: list[Span] = field(default_factory=list)
+    certain: bool = False
+    """Whether the proved ones are surely its children."""
 
     @property
     def lost(self) -> int:
@@ -73,12 +78,15 @@ class Gap:
 class Search:
     """The search for the children of all damaged parents of a version."""
 
-    def __init__(self, trees: Trees, manifest: Manifest, bits: Bitmap | None, *, unproved: bool) -> None:
+    def __init__(
+        self, trees: Trees, manifest: Manifest, place: tuple[int, int], bits: Bitmap | None, *, unproved: bool
+    ) -> None:
         self.trees = trees
         self.manifest = manifest
         self.gaps: list[Gap] = []
+        self._place_of_manifest = place
         self._bits = bits
-        self._unproved = unproved and bits is not None
+        self._unproved = unproved
         self._claimed = Bitmap(max(trees.file.pages, manifest.file_pages))
 
     def run(self) -> list[Gap]:
@@ -86,22 +94,28 @@ class Search:
         roots = [self.trees.root_of(record) for record in self.manifest.segments()]
         if not any(place.fault and place.height for place in self.trees.walk(roots, leaves=False)):
             return []
-        self._claim([(0, limits.HEADER_PAGES), *((number, 1) for number, _ in self.manifest.bitmap)])
+        self._claim([(0, limits.HEADER_PAGES), self._place_of_manifest])
+        self._claim((number, 1) for number, _ in self.manifest.bitmap)
         for record in self.manifest.segments():
             if record.filter is not None:
                 self._claim([(record.filter.page, record.filter.pages)])
         for retirement in self.manifest.retired:
             self._claim(retirement.extents)
         todo = self._descend(roots)
-        found = list(orphans_in(self.trees.file, self._hidden()))
+        hidden = self._hidden()
+        found = list(orphans_in(self.trees.file, hidden))
         while todo:
             gap = todo.pop()
             self.gaps.append(gap)
             todo += self._adopt(gap, found)
         for gap in self.gaps:
             gap.missing = self._missing(gap) if gap.lost else []
-        if self._unproved:
+        if self._bits is not None:
             self._guess(found)
+            certain = all(self._claimed.all_set(*extent) for extent in hidden)
+            for gap in self.gaps:
+                gap.certain = certain
+                gap.unproved = gap.unproved if self._unproved else []
         return self.gaps
 
     # -- which pages are whose
@@ -112,6 +126,11 @@ class Search:
             count = min(count, self._claimed.pages - first)
             if count > 0:
                 self._claimed.set(first, count)
+
+    def _is_claimed(self, child: tuple[Any, ...]) -> bool:
+        """Whether a child, as `parent.children_of` has it, has an owner."""
+        first, count = child[3], child[4]
+        return first + count <= self._claimed.pages and self._claimed.all_set(first, count)
 
     def _descend(self, places: Iterable[Place]) -> list[Gap]:
         """Claim all that these places lead to; the damaged parents among them."""
@@ -125,14 +144,14 @@ class Search:
                 self._claim((extent.page, extent.pages) for extent in self.trees.extents_of(place))
         return gaps
 
-    def _hidden(self) -> Iterator[tuple[int, int]]:
+    def _hidden(self) -> list[tuple[int, int]]:
         """The pages that are in use, as far as that is known, and that nothing reaches."""
         hidden = Bitmap(self._claimed.pages)
         for first, count in self._bits.extents() if self._bits is not None else [(0, hidden.pages)]:
             hidden.set(first, min(count, hidden.pages - first))
         for extent in self._claimed.extents():
             hidden.clear(*extent)
-        return iter(list(hidden.extents()))
+        return [*hidden.extents()]
 
     # -- children that a sum proves
 
@@ -140,9 +159,15 @@ class Search:
         """Give a damaged parent the children whose sums it still has; the damaged parents below them."""
         place = gap.place
         children = {one.sum: one for one in found if one.height == place.height - 1 and one.sum in gap.words}
-        gap.proved = [self._place(gap, children[total]) for total in sorted(children, key=gap.words.__getitem__)]
+        places = [self._place(gap, children[total]) for total in sorted(children, key=gap.words.__getitem__)]
+        gap.proved = [child for child in places if self._is_within(child)]
         self.trees.adopted[place.node[0]] = gap.proved
         return self._descend(gap.proved)
+
+    def _is_within(self, place: Place) -> bool:
+        """Whether the first and last key below a place are within its bounds, as far as they can be read."""
+        edges = (self.trees.edge_key(place, last=False), self.trees.edge_key(place, last=True))
+        return all(key is None or (place.low <= key and (place.high is None or key < place.high)) for key in edges)
 
     @staticmethod
     def _place(gap: Gap, orphan: Orphan) -> Place:
@@ -182,8 +207,10 @@ class Search:
                 fitting[0].unproved.append(self._place(fitting[0], orphan))
         for gap in self.gaps:
             gap.unproved = without_overlaps(self.trees, gap.unproved)
-            for place in gap.unproved:
-                self._claim([place.node[:2]])
+            self._descend(gap.unproved)
+        for orphan in sorted(found, key=lambda one: one.height):
+            if orphan.height and all(map(self._is_claimed, parent.children_of(self.trees.window, orphan.page))):
+                self._claim([(orphan.page, orphan.pages)])
 
     def _fits(self, gap: Gap, orphan: Orphan) -> bool:
         """Whether an orphan's keys ascend, and all lie where a child of this gap is missing."""

@@ -52,12 +52,16 @@ class Basis:
     table: dict[bytes, bytes | Reference | None] = field(default_factory=dict)
     seq: int = 0
     """The last commit that is known to be covered."""
+    place: tuple[int, int] = (0, limits.HEADER_PAGES)
+    """The manifest's own pages, where a superblock says which they are."""
 
 
 def find_basis(file: File, report: SalvageReport) -> Basis:
     """The best that the file's roots lead to. FormatError: not a database, or of a format that we do not know."""
     blocks = valid_blocks(file, report)
-    basis = of_superblocks(file, blocks, report) or of_pages(file, blocks, report)
+    newer, basis = of_superblocks(file, blocks, report)
+    if basis is None:
+        basis = of_pages(file, blocks, report)
     if basis is None:
         report.doubt("there is no manifest left: all that was found is nodes that look sound, the youngest first")
         basis = Basis(relics.manifest_of(file))
@@ -67,7 +71,7 @@ def find_basis(file: File, report: SalvageReport) -> Basis:
         except (CorruptionError, StorageError) as error:
             report.note(without_advice(error))
     if blocks:
-        replay_logs(file, blocks, basis, report)
+        replay_logs(file, newer, basis, report)
     else:
         replay_found_logs(file, basis)
     marked = blocks or any(head.startswith(superblocks.MAGIC) for head in slots_of(file))
@@ -112,9 +116,11 @@ def valid_blocks(file: File, report: SalvageReport) -> list[Superblock]:
     return sorted(blocks, key=lambda block: -block.generation)
 
 
-def of_superblocks(file: File, blocks: list[Superblock], report: SalvageReport) -> Basis | None:
-    """The version of the newest superblock whose manifest is proved."""
-    for block in blocks:
+def of_superblocks(
+    file: File, blocks: list[Superblock], report: SalvageReport
+) -> tuple[list[Superblock], Basis | None]:
+    """The version of the newest superblock whose manifest is proved, and the superblocks up to that one."""
+    for i, block in enumerate(blocks):
         try:
             if block.manifest.pages:
                 manifest = read_manifest(file, block)
@@ -125,8 +131,11 @@ def of_superblocks(file: File, blocks: list[Superblock], report: SalvageReport) 
             continue
         if block.generation < blocks[0].generation - 1:
             report.doubt(f"what counts is generation {block.generation}, which is older than the lost one before last")
-        return Basis(manifest, seq=block.seq)
-    return None
+        basis = Basis(manifest, seq=block.seq)
+        if block.manifest.pages:
+            basis.place = block.manifest.page, block.manifest.pages
+        return blocks[: i + 1], basis
+    return blocks, None
 
 
 def of_pages(file: File, blocks: list[Superblock], report: SalvageReport) -> Basis | None:
@@ -201,7 +210,7 @@ def is_backed(file: File, manifest: Manifest) -> bool:
 
 
 def replay_logs(file: File, blocks: list[Superblock], basis: Basis, report: SalvageReport) -> None:
-    """Put the commits of the superblocks' logs over the segments, the oldest first; a hole between two is told."""
+    """Put the commits of these superblocks' logs over the segments, the oldest first; a hole between two is told."""
     for block in reversed(blocks):
         replay(file, block.log, max(block.seq, basis.seq), basis, report)
     if basis.seq < blocks[0].seq:

@@ -113,7 +113,7 @@ class Salvager:
         self._gaps: dict[int, list[Gap]] = {}
         self._runs = [run for level in basis.manifest.levels for run in level]
         self._prove_filters(basis.manifest)
-        for gap in Search(self.trees, basis.manifest, basis.bits, unproved=unproved).run():
+        for gap in Search(self.trees, basis.manifest, basis.place, basis.bits, unproved=unproved).run():
             self._gaps.setdefault(gap.place.record.id, []).append(gap)
             self._tell_gap(gap)
 
@@ -142,13 +142,15 @@ class Salvager:
     def _tell_gap(self, gap: Gap) -> None:
         """List what a damaged parent has taken with it."""
         place = gap.place
-        if not gap.lost and not gap.unproved:
+        if gap.proved and not gap.certain:
+            self.report.uncertain.append(place.damage(f"{place.fault}; its children are known by their sums alone"))
+        elif not gap.lost and not gap.unproved:
             self.report.note(f"{place.fault} (segment {place.record.id}; all children were found by their sums)")
             return
         guessed = sum(one.entries for one in gap.unproved)
         reason = f"{place.fault}; {guessed} entries below it came out unproved" if guessed else place.fault
         for low, high in gap.missing:
-            damage = Damage(reason, low, high, place.node[0], place.record.id, gap.lost or guessed)
+            damage = Damage(reason, low, high, place.node[0], place.record.id, max(gap.lost, 0) or guessed)
             if gap.lost:
                 self.report.lose(damage, older=bool(gap.unproved) or self._has_older(place.record, low, high))
             else:

@@ -268,6 +268,20 @@ def walk_of_parents(reader: Any) -> dict[int, list[int]]:
     return {page: [child[5] for child in parent.children_of(window, page)] for page in pages}
 
 
+def test_a_parent_in_the_place_of_another_vouches_for_no_child_of_its_own(
+    original: Original, tidy: Original, bring_out: BringOut
+) -> None:
+    """As after a write that went astray: one parent stands where another should, and is not where it should be."""
+    chance = random.Random(5)
+    for one in (original, tidy):
+        parents = one.pages("parent")
+        pairs = [(a, b) for a in parents for b in parents if a != b]
+        for there, astray in chance.sample(pairs, min(25, len(pairs))):
+            content = one.image[astray * PAGE_BYTES : (astray + 1) * PAGE_BYTES]
+            path = one.damaged((there * PAGE_BYTES, content), (astray * PAGE_BYTES, bytes(PAGE_BYTES)))
+            judge(one.want, *bring_out(path))
+
+
 # -- damage anywhere
 
 

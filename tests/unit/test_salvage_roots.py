@@ -111,10 +111,52 @@ def test_the_older_superblock_leads_to_everything_where_its_twin_was_not_written
     assert "manifest" in report.notes[0]
 
 
+def test_where_the_older_superblocks_log_does_not_reach_the_newer_one_that_is_told(
+    path: Path, bring_out: BringOut
+) -> None:
+    with mmlsm.Database(path, Settings(auto_merge=False, durability="full")) as database:
+        database[b"flushed"] = b"1"
+        database._engine.flush()
+        before = path.read_bytes()
+        start = database._engine.store.superblock.log.offset
+        database[b"gone"] = b"2"
+        database._engine.flush()
+        after = bytearray(path.read_bytes())
+        manifest = database._engine.store.superblock.manifest.page
+    after[:PAGE_BYTES] = before[:PAGE_BYTES]
+    after[manifest * PAGE_BYTES + 100] ^= 1
+    after[start : start + PAGE_BYTES] = bytes(PAGE_BYTES)
+    path.write_bytes(after)
+    found, report = bring_out(path)
+    assert found == {b"flushed": b"1"}
+    assert everything_is_uncertain(report)
+    assert "not all there" in report.uncertain[0].reason
+
+
+def test_an_old_superblock_that_came_back_changes_nothing(path: Path, bring_out: BringOut) -> None:
+    """As where a write of a slot was lost: what the old one names has been given to others since."""
+    with mmlsm.Database(path, Settings(auto_merge=False, durability="full")) as database:
+        database[b"a"] = b"0"
+        old = path.read_bytes()[:PAGE_BYTES]
+        for turn in range(6):
+            database.update({b"%d/%d" % (turn, i): bytes(900) for i in range(50)})
+            database._engine.flush()
+        database.compact()
+        database[b"a"] = b"1"
+        want = dict(database.items())
+        crashed = path.with_name("crashed.db")
+        crashed.write_bytes(old + path.read_bytes()[PAGE_BYTES:])
+    found, report = bring_out(crashed)
+    assert found == want
+    assert report.complete
+
+
 def test_a_database_kept_as_a_value_is_not_taken_for_the_file(path: Path, bring_out: BringOut) -> None:
     inner = path.with_name("inner.db")
-    with mmlsm.Database(inner, Settings(node_entries_max=4)) as database:
-        database.update({b"%03d" % i: b"inner" for i in range(300)})
+    with mmlsm.Database(inner, Settings(node_entries_max=4, auto_merge=False)) as database:
+        for _ in range(9):  # so that its install number is the larger one
+            database.update({b"%03d" % i: b"inner" for i in range(300)})
+            database._engine.flush()
     want = {b"%03d" % i: b"outer" for i in range(0, 300, 3)} | {b"copy": inner.read_bytes()}
     with mmlsm.Database(path, Settings(node_entries_max=4)) as database:
         database.update(want)
