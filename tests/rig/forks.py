@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 MESSAGE_BYTES = 1 << 16
+PATIENCE_S = 60.0
+"""How long to wait for what must come soon."""
 ERROR = "!"
 """So begins each line of the traceback of a child that failed."""
 
@@ -60,14 +62,16 @@ class Child:
         """Stop it, every thread of it; what it said until then is heard."""
         os.kill(self.pid, signal.SIGSTOP)
         tasks = Path(f"/proc/{self.pid}/task")
+        deadline = time.monotonic() + PATIENCE_S
         while not all(_state(task) in "TtZX" for task in tasks.iterdir()):
+            assert time.monotonic() < deadline, "a thread of it does not stop"
             time.sleep(0.0005)
         self.listen(0)
 
-    def end(self) -> int:
-        """Kill it, hear the last of it, and let it go; its exit code, -9 if it lived until now or killed itself.
+    def end(self) -> bool:
+        """Kill it, hear the last of it, and let it go. Whether it was killed, by us or itself, or had ended well.
 
-        AssertionError with its traceback if it failed before.
+        AssertionError if it failed before, with its traceback where there is one.
         """
         os.kill(self.pid, signal.SIGKILL)  # it is not waited for before the next line: the pid is still its own
         code = self._server.wait(self.pid)
@@ -75,7 +79,8 @@ class Child:
         self._close()
         errors = [line for line in self.lines if line.startswith(ERROR)]
         assert not errors, "the child failed:\n" + "\n".join(errors)
-        return code
+        assert code in (0, -signal.SIGKILL), f"the child ended with {code} after {self.lines[-3:]}"
+        return code != 0
 
     def _close(self) -> None:
         pipe, self._pipe = self._pipe, None

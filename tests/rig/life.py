@@ -27,6 +27,8 @@ from rig.points import Point, Struck
 
 PROMISED = {"kill": {"full", "group"}, "power": {"full"}}
 """What a commit that returned promises to survive, by its durability."""
+BLANK = (0, 1, 4096, 12_288)
+"""So many zeros are no database yet, but a place for one."""
 
 
 def job_of(path: object, rng: random.Random, **more: Any) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def commit(db: Any, job: dict[str, Any], rng: random.Random) -> None:
         say(f"done {number}")
     elif rng.random() < 0.05:
         number = int(db[COUNTER])
-        db.sync()
+        assert db.sync() >= seq, "what sync() made durable does not reach this thread's last commit"
         say(f"done {number}")
 
 

@@ -31,7 +31,7 @@ CALLS = {
 }
 """Who makes calls of what; what is written twice is chosen twice as often."""
 FREQUENT = {"pwrite": 5, "pwrite_durably": 3, "superblock": 3, "sync": 2}
-"""How many calls on average go by before the one; of others, which are rare, hardly any."""
+"""How many calls on average go by before the one; of others, and at opening and closing, hardly any."""
 CALLS_MOST = 150
 """Whatever the point, no later call than this one is gone past."""
 
@@ -49,14 +49,15 @@ class Point(NamedTuple):
         """One of those that CALLS tells of."""
         place = place or rng.choice(list(CALLS))
         method = rng.choice(CALLS[place])
-        number = 1 + int(rng.expovariate(1 / FREQUENT.get(method, 0.3)))
+        mean = 0.7 if place in ("opening", "closing") else FREQUENT.get(method, 0.3)
+        number = 1 + int(rng.expovariate(1 / mean))
         return cls(place, method, number, rng.choice(["before", "inside", "inside", "after"]))
 
 
 class Struck(System):
     """As System, but at `point` it says "at", and a signal hits the whole process: SIGKILL or SIGSTOP.
 
-    A point that does not come is another: where the CALLS_MOST-th call is made.
+    A point that does not come is another: where the CALLS_MOST-th call is made. At closing it is waited for.
     """
 
     def __init__(self, point: Point | None, strike: signal.Signals, seed: int) -> None:
@@ -72,7 +73,7 @@ class Struck(System):
     def strikes(self, method: str) -> bool:
         """Whether this call is the point's."""
         point = self.point
-        if point is None:
+        if point is None or (point.place == "closing" and self.phase != "closing"):
             return False
         with self._lock:
             self._calls += 1

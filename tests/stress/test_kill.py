@@ -20,13 +20,10 @@ import pytest
 
 import mmlsm
 from campaign import Campaign
-from rig.forks import Child, ForkServer, fork_server
-from rig.life import job_of, small_settings
+from rig.forks import PATIENCE_S, Child, ForkServer, fork_server
+from rig.life import BLANK, job_of, small_settings
 from rig.numbered import History
 from rig.points import Point
-
-KILLED = -signal.SIGKILL
-PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +40,7 @@ def strike(child: Child, point: Point | None, rng: random.Random) -> str:
     else:
         child.listen(PATIENCE_S, until=rng.choice(["opening", "ready", "ready", "closing"]))
         child.listen(rng.choice([0.001, 0.01, 0.03, 0.1, 0.4]) * rng.random())
-    code = child.end()
-    assert code in (0, KILLED), f"exit code {code} after {child.lines[-3:]}"
-    if code == 0:
+    if not child.end():
         return ""
     return next((line.removeprefix("at ") for line in child.lines if line.startswith("at ")), "at random")
 
@@ -78,7 +73,7 @@ def still_read(path: Path) -> Iterator[None]:
 def test_after_a_kill_a_prefix_of_the_commits_is_there(campaign: Campaign, server: ForkServer, tmp_path: Path) -> None:
     hits: Counter[str] = Counter()
     history, path, commits, seed = History(), tmp_path / "0.db", 0, campaign.seed
-    for number in campaign.trials(240, 100_000):
+    for number in campaign.trials(260, 100_000):
         rng = random.Random(f"{campaign.seed} {number}")
         try:
             hit = kill_once(server, path, history, rng)
@@ -94,7 +89,7 @@ def test_after_a_kill_a_prefix_of_the_commits_is_there(campaign: Campaign, serve
             path.unlink(missing_ok=True)
             history, path = History(), tmp_path / f"{number}.db"
             if rng.random() < 0.3:
-                path.write_bytes(bytes(rng.choice([0, 1, 4096, 12288])))
+                path.write_bytes(bytes(rng.choice(BLANK)))
     ended = hits.pop("", 0)
     named = sum(hits.values()) - hits["at random"]
     assert named > 0, "no named point was met"
@@ -110,7 +105,7 @@ def test_a_killed_writer_frees_its_lock_though_a_forked_child_lives(server: Fork
         with pytest.raises(mmlsm.LockedError) as caught:
             mmlsm.open(path)
         assert caught.value.pid == writer.pid
-        assert writer.end() == KILLED
+        assert writer.end()
         with mmlsm.open(path) as db:
             assert db[b"before"] == b"the fork"
             db[b"after"] = b"the kill"

@@ -19,12 +19,10 @@ import pytest
 
 from campaign import Campaign
 from rig.disk import Disk, disk, reason_for_none
-from rig.forks import Child, ForkServer, fork_server
-from rig.life import job_of, small_settings
+from rig.forks import PATIENCE_S, Child, ForkServer, fork_server
+from rig.life import BLANK, job_of, small_settings
 from rig.numbered import History
 from rig.points import Point
-
-PATIENCE_S = 60.0
 
 
 def run_until_cut(child: Child, point: Point | None, rng: random.Random) -> str:
@@ -81,6 +79,8 @@ def test_after_a_power_cut_a_prefix_of_the_commits_is_there(campaign: Campaign, 
                     history = History()
                     medium.unmount()
                     medium.mount(medium.format(rng), rng)
+                    if rng.random() < 0.3:
+                        path.write_bytes(bytes(rng.choice(BLANK)))
                 wheres[cut_once(server, medium, path, history, rng)] += 1
                 if history.named and rng.random() < 0.1:
                     history.go_on(path, rng, small_settings(rng))
