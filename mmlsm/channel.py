@@ -28,7 +28,7 @@ def refused(error: OSError | MemoryError, doing: str) -> StorageError:
     """What the operating system would not do, with its errno."""
     if isinstance(error, MemoryError):
         return StorageError(errno.ENOMEM, f"{doing}: no memory")
-    return StorageError(error.errno, f"{doing}: {error.strerror or error}")
+    return StorageError(error.errno or errno.EIO, f"{doing}: {error.strerror or error}")
 
 
 def write_all(write: Callable[[int, memoryview, int], int], fd: int, data: Any, offset: int) -> None:

@@ -2,8 +2,8 @@
 
 Safe to share between threads.
 
-I1. A Database that is dropped without `close()` is collected: the threads behind it hold no reference to it, and its
-    finaliser ends them. That is as good as kill -9 (promise 11).
+I1. A Database that is dropped without `close()` is collected, and its Engine with it: the threads behind it hold no
+    reference to it, and end. That is as good as kill -9 (promise 11).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
     """One open file; `open()` makes it. Keys and values are bytes; see Reader for what reads."""
 
     def __init__(self, path: PathLike, settings: Settings, system: System = SYSTEM) -> None:
-        engine = self._engine = Engine(path, settings, system)
+        engine = self._engine = Engine(path, settings, system, self)
         self._path = Path(path)
         self._opened_at = time.time()
         self._bare: Reader | None = None
@@ -56,8 +56,6 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
                 database.seq = seq
 
         Reader.__init__(self, engine.watch(on_state, on_publish), engine.pins.published, engine.life, False, True)
-        self._finalizer = weakref.finalize(self, engine.abandon)
-        self._finalizer.atexit = False
 
     # -- reading
 
@@ -281,9 +279,8 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         try:
             self._engine.close()
         finally:
-            if self.life.is_ended():
+            if self._engine.closed:
                 self.state = self._bare = None
-                self._finalizer.detach()
 
     def __enter__(self) -> Self:
         self.life.check_open()

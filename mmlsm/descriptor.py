@@ -53,12 +53,12 @@ def forked_in_child() -> None:
 
 
 class Descriptor:
-    """One open file descriptor (I1)."""
+    """One open file descriptor (I1), or with -1 none."""
 
     def __init__(self, system: System, fd: int) -> None:
         self.fd = fd
         self._system = system
-        self._owned = [fd]  # pop() is atomic, so two closers cannot close one number twice
+        self._owned = [fd] if fd >= 0 else []  # pop() is atomic, so two closers cannot close one number twice
 
     def close(self) -> None:
         """Give up the descriptor, and what hangs on it."""
@@ -66,13 +66,22 @@ class Descriptor:
 
     def abandon(self) -> None:
         """Close the number and do nothing else."""
+        interrupted = None
         try:
-            fd = self._owned.pop()
+            self._owned.pop()
         except IndexError:
             return
-        self.fd = -1
-        with contextlib.suppress(OSError, MemoryError):
+        except BaseException as error:  # Ctrl-C just after: nobody else will close it
+            if self._owned:
+                raise
+            interrupted = error
+        fd, self.fd = self.fd, -1
+        try:  # noqa: SIM105  # no call before the system's
             self._system.close(fd)
+        except (OSError, MemoryError):
+            pass
+        if interrupted is not None:
+            raise interrupted
 
     def __del__(self) -> None:
         self.close()

@@ -4,7 +4,8 @@ Behind a Database; any thread. The two worker threads know the Store, not the En
 collected and ends them (`abandon`), which is as good as kill -9 (promise 11).
 
 I1. Nothing is written before the first commit, but for what recovery demands: slots that differ, a log to replay.
-I2. `close` leaves a file whose log is empty and whose superblock says clean, or raises what kept it from that.
+I2. `close` leaves a file whose log is empty and whose superblock says clean, or raises what kept it from that: see
+    closing.py.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from mmlsm import limits
+from mmlsm import closing, limits
 from mmlsm.check import Layout, Report, check_file, layout_at_rest, root_problems
 from mmlsm.errors import Error, LockTimeout, ReadOnlyError
-from mmlsm.file import SYSTEM, File, System, open_file, open_memory
+from mmlsm.file import File, System, open_file, open_memory
 from mmlsm.format.superblock import NO_LOG
 from mmlsm.locks import FairLock
 from mmlsm.read.life import Life
 from mmlsm.read.reader import ReadState
 from mmlsm.read.segment import Segment
 from mmlsm.read.version import Version
+from mmlsm.register import Entry
 from mmlsm.settings import DURABILITIES, Durability, Settings
 from mmlsm.space.allocator import Allocator
 from mmlsm.space.bitmap import Bitmap
@@ -48,7 +50,7 @@ from mmlsm.write.recovery import (
     require_writable,
     still_retired,
 )
-from mmlsm.write.store import Edit, Store
+from mmlsm.write.store import Store
 from mmlsm.write.values import ValueWriter
 from mmlsm.write.writer import Writer
 
@@ -56,9 +58,9 @@ POISON = b"\xdd" * limits.PAGE_BYTES
 
 
 class Engine:
-    """One open database. `tell(state, seq)` style callbacks are set by the Database before its first commit."""
+    """One open database, until it is closed or `owner`, which is referred to weakly, is gone."""
 
-    def __init__(self, path: str | Path, settings: Settings, system: System = SYSTEM) -> None:
+    def __init__(self, path: str | Path, settings: Settings, system: System, owner: object) -> None:
         self.settings = settings
         self.life = Life()
         self.pins = Pins(debug=settings.debug)
@@ -66,7 +68,9 @@ class Engine:
         self.committer: Committer | None = None
         self.dropped: SimpleQueue[int] = SimpleQueue()
         self._begin_lock = threading.Lock()
-        self._close_lock = threading.Lock()
+        self.close_lock = threading.Lock()
+        self.closing_step = 0
+        self.closing_errors: list[BaseException] = []
         self._on_publish: Callable[[int], object] = lambda seq: None
         if str(path) == ":memory:":
             self.file: File = open_memory(system=system)
@@ -93,7 +97,7 @@ class Engine:
                 self.replay = replay
                 self.readonly_state = self._readonly_state(root, replay)
             else:
-                self._open_for_writing(root, replay)
+                self._open_for_writing(root, replay, owner)
         except BaseException:
             self.file.close()
             raise
@@ -110,7 +114,7 @@ class Engine:
         tables = () if replay.table is None else (replay.table,)
         return ReadState(tables, version, self.file, self.settings.verify)
 
-    def _open_for_writing(self, root: Root, replay: Replay) -> None:
+    def _open_for_writing(self, root: Root, replay: Replay, owner: object) -> None:
         """Build the write side; repair and recover where the last life did not end well."""
         require_writable(root)
         file, settings = self.file, self.settings
@@ -150,8 +154,16 @@ class Engine:
         self.pressure = BackPressure(store, self.writer, self.merger, self.life)
         store.on_install.append(self.merger.wake)
         store.on_install.append(self.writer.tell_progress)
-        self.writer.start()
-        self.merger.start()
+        self._end_with(owner, store)
+        try:
+            self.writer.start()
+            self.merger.start()
+        except BaseException:
+            self.writer.abandon()
+            self.merger.stop()
+            self.writer.wait_until_over()
+            self.merger.wait_until_over()
+            raise
 
     def _flush_replayed(self, store: Store, replay: Replay) -> None:
         """Make the recovered commits a segment, so that the next life begins with an empty log (R6)."""
@@ -194,16 +206,20 @@ class Engine:
                     on_publish=self._on_publish,
                     order_lock=store.order_lock,
                 )
+                with store.order_lock:
+                    self.writer.committer = self.committer = committer
+                    tables, version = (committer.memtable, *store.state.tables), store.state.version
+                    try:
+                        store.set_state(tables, version)
+                    except BaseException:  # as in `_seal`
+                        store.set_state(tables, version)
+                        raise
             except BaseException:
-                if self.file.failure is None:
+                if self.committer is None and self.file.failure is None:
                     log.close()
                     for extent in log.extents:
                         self.allocator.give_back(extent)
                 raise
-            with store.order_lock:
-                store.set_state((committer.memtable, *store.state.tables), store.state.version)
-            self.writer.committer = committer
-            self.committer = committer
             return committer
 
     def watch(self, on_state: Callable[[ReadState], None], on_publish: Callable[[int], None]) -> ReadState:
@@ -355,95 +371,34 @@ class Engine:
     # -- ending
 
     def close(self) -> None:
-        """Flush, join both threads, leave a clean file; raises the first thing that went wrong. Twice is no error."""
-        with self._close_lock:
-            if self.life.ended == 2:
-                self.life.check_open()
-            if self.life.ended:
-                return
-            errors: list[BaseException] = []
-            if self.store is not None:
-                self._end_commits(errors)
-            self.life.end(1)
-            if self.store is not None:
-                self._end_threads(errors)
-                self.store.end()
-            else:
-                self.readonly_state = self.readonly_state.ended()
-            self.file.close()
-        if errors:
-            raise errors[0]
+        """Flush, end both threads, leave a clean file; raises the first thing that went wrong. Twice is no error."""
+        closing.close(self)
 
-    def _end_commits(self, errors: list[BaseException]) -> None:
-        """Let no commit begin any more, and make those that did durable in segments."""
-        committer = self.committer
-        if committer is None:
-            return
-        with committer.order_lock:
-            committer.closing = True
-        try:
-            committer.sync()
-            self.flush()
-        except (Error, MemoryError) as error:
-            errors.append(error)
-
-    def _end_threads(self, errors: list[BaseException]) -> None:
-        """Stop and join both threads, then leave the file clean and as short as it can be."""
-        store = self.store
-        assert store is not None
-        self.writer.stop()
-        self.merger.stop()
-        self.writer.join()
-        self.merger.join()
-        self.values.gate.close()
-        errors += [fault for fault in (self.writer.fault, self.merger.fault) if fault is not None]
-        if not errors and self.file.failure is None:
-            try:
-                self._leave_clean(store)
-            except (Error, MemoryError) as error:
-                errors.append(error)
-        if self.committer is not None:
-            self.committer.close()
-            self.committer.on_full = self.committer.on_publish = None
-        for channel in (self.channel, self.poison_channel):
-            if channel is not None:
-                with contextlib.suppress(Error):
-                    channel.close()
-        # No cycles are left, so that the maps go with the last handle and not with the next garbage collection.
-        store.on_state.clear()
-        store.on_install.clear()
-        store.segments.clear()
-
-    def _leave_clean(self, store: Store) -> None:
-        """The last superblock: no log, the exact seq. Then everything that nobody pins is cut off."""
-        committer = self.committer
-        if committer is not None:
-            with store.install_lock:
-                seq = committer.last_seq
-                store.write_superblock(self.channel, clean=True, log=NO_LOG, seq=seq, seq_ceiling=seq)
-        elif not store.superblock.clean and store.superblock.log.page == 0:
-            with store.install_lock:
-                store.write_superblock(self.channel, clean=True, seq=self.last_seq, seq_ceiling=self.last_seq)
-        self.merger.drain(block=False)
-        for extent in self.allocator.reserved_extents():
-            self.allocator.give_back(extent)
-        self.merger.reclaim()
-        for _ in range(2):
-            space = self.allocator.counts()
-            if committer is None or space.free < max(8, space.total // 16) or self.file.pins_elsewhere():
-                break
-            # The manifest may be what stands at the end: a copy goes to the earliest free pages.
-            store.install(self.channel, Edit(lambda levels, _: levels, log=NO_LOG, seq=committer.last_seq, clean=True))
-            self.merger.drain(block=False)
-            self.merger.reclaim()
+    @property
+    def closed(self) -> bool:
+        """Whether a close has come to its end."""
+        return self.closing_step == closing.COUNT
 
     def tell_forked(self) -> None:
-        """In a forked child: every handle says so."""
+        """In a forked child: every handle says so, and no lock that a thread of the parent held is waited for."""
         self.life.end(2)
+        self.write_lock.renew()
+        if self.store is not None:
+            self.values.gate.tell_forked()
 
     def abandon(self) -> None:
-        """For a finaliser: end the threads without a word to the file. Takes no lock (R12)."""
+        """End the threads without a word to the file. Takes no lock (R12)."""
         self.life.end(1)
-        if self.store is not None:
-            self.writer.abandon()
-            self.merger.abandon(self.writer, self.file)
+        if self.store is not None and self.store.opener is not None:
+            self.store.opener.what()
+
+    def _end_with(self, owner: object, store: Store) -> None:
+        """Have the merge thread abandon all when the owner is gone: C alone tells it (register.py)."""
+        life, file, writer, merger = self.life, self.file, self.writer, self.merger
+
+        def abandon() -> None:
+            life.end(1)
+            writer.abandon()
+            merger.abandon(writer, file)
+
+        store.opener = Entry(owner, store.released.put, abandon)

@@ -7,8 +7,8 @@ I1. Each syncing thread has its own open of the file, and looks at `File.failure
     reports a writeback error once per open, so another thread's sync may have been told what ours was not.
 I2. `failure` is set by the first failed sync and never cleared; from then on nothing more is written or synced.
 I3. The writer lock goes at `close()`; the pin lock with the last reference to `File.pin` (R13).
-I4. A descriptor that reads or maps is closed when the last reference goes, never by `close()`: a number that another
-    thread is about to use is not given to another file meanwhile.
+I4. A descriptor that reads or maps is closed when the last reference goes. `close()` gives up the file's own, and who
+    is about to use the number holds one, so that it is not given to another file meanwhile.
 I5. Maps are read-only, never remapped or resized; larger ones are made beside them.
 """
 
@@ -76,10 +76,14 @@ class File(abc.ABC):
 
     def check(self) -> None:
         """ForkError in a forked child, ClosedError after `close`."""
-        if self.forked:
-            raise ForkError("this database was opened before the fork; open it anew in the child")
+        self.check_not_forked()
         if self.closed:
             raise ClosedError("the file is closed")
+
+    def check_not_forked(self) -> None:
+        """ForkError in a forked child."""
+        if self.forked:
+            raise ForkError("this database was opened before the fork; open it anew in the child")
 
     def check_writable(self) -> None:
         """As `check`, and ReadOnlyError when it was opened so or has become so by a failed sync."""
@@ -123,9 +127,9 @@ class File(abc.ABC):
     @property
     def bytes(self) -> int:
         """Size of the file now."""
-        self.check()
+        data = self._held()
         try:
-            return self.system.stat(self._data.fd).st_size
+            return self.system.stat(data.fd).st_size
         except OSError as error:
             raise refused(error, "asking for the file's size") from error
 
@@ -139,7 +143,8 @@ class File(abc.ABC):
         self.check_writable()
         if pages > FILE_PAGES_MAX:
             raise StorageError(errno.EFBIG, f"a database has at most {FILE_PAGES_MAX} pages (16 TiB)")
-        self._call(f"making the file {pages} pages long", self.system.truncate, self._data.fd, pages * PAGE_BYTES)
+        length = pages * PAGE_BYTES
+        self._call(f"making the file {pages} pages long", lambda fd: self.system.truncate(fd, length))
 
     def preallocate(self, first: int, pages: int) -> None:
         """Later writes to these pages cannot meet ENOSPC. What they hold is kept or becomes zeros."""
@@ -149,19 +154,30 @@ class File(abc.ABC):
         offset, length = first * PAGE_BYTES, pages * PAGE_BYTES
         doing = f"reserving {length} bytes of disk space"
         try:
-            self._call(doing, self.system.allocate, self._data.fd, offset, length)
+            self._call(doing, lambda fd: self.system.allocate(fd, offset, length))
         except StorageError as error:
             if error.errno not in UNSUPPORTED:
                 raise
             zeros = bytes(min(length, 1 << 20))
             for at in range(offset, offset + length, len(zeros)):
                 piece = zeros[: offset + length - at]
-                self._call(doing, write_all, self.system.pwrite, self._data.fd, piece, at)
 
-    def _call(self, doing: str, call: Callable[..., None], *arguments: Any) -> None:
+                def write(fd: int, piece: builtins.bytes = piece, at: int = at) -> None:
+                    write_all(self.system.pwrite, fd, piece, at)
+
+                self._call(doing, write)
+
+    def _held(self) -> Descriptor:
+        """The descriptor, to be referred to for as long as its number is used (I4)."""
+        data = self._data
+        self.check()
+        return data
+
+    def _call(self, doing: str, call: Callable[[int], None]) -> None:
+        data = self._held()
         while True:
             try:
-                return call(*arguments)
+                return call(data.fd)
             except InterruptedError:
                 continue
             except OSError as error:
@@ -174,7 +190,7 @@ class File(abc.ABC):
 
         StorageError where the medium cannot be read. No memory is taken for bytes that the file does not have.
         """
-        self.check()
+        data = self._held()
         if length > 1 << 20 or offset >= 1 << 60:  # lengths and places that come from damaged bytes
             length = min(length, max(0, self.bytes - offset))
             if not length:
@@ -182,7 +198,7 @@ class File(abc.ABC):
         pieces: list[builtins.bytes] = []
         while length > 0:
             try:
-                piece = self.system.pread(self._data.fd, length, offset)
+                piece = self.system.pread(data.fd, length, offset)
             except InterruptedError:
                 continue
             except OSError as error:
@@ -199,15 +215,16 @@ class File(abc.ABC):
     def drop_cached(self, offset: int, length: int) -> None:
         """Read what is there on the medium from now on: a failed sync may have left something else in the cache, as if
         it had been written. That is advice to the system, which pages that somebody maps need not follow."""
-        self.check()
+        data = self._held()
         with contextlib.suppress(OSError):
-            self.system.drop_cached(self._data.fd, offset, length)
+            self.system.drop_cached(data.fd, offset, length)
 
     def channel(self) -> Channel:
         """A new open of the file for the calling thread's writes and syncs."""
         self.check_writable()
+        data = self._held()
         try:
-            fd = self.system.reopen(self._data.fd, self.path, readonly=False)
+            fd = self.system.reopen(data.fd, self.path, readonly=False)
         except OSError as error:
             raise refused(error, "opening the file once more") from error
         return Channel(self, Descriptor(self.system, fd))
@@ -251,21 +268,22 @@ class File(abc.ABC):
 
     def _map_all(self, pages: int, call: Callable[..., _Map], *arguments: Any) -> _Map:
         """A map of the whole file, which has at least that many pages."""
+        data = self._held()
         while True:
             there = self._check_there(pages)
             try:
-                return call(self._data.fd, there * PAGE_BYTES, *arguments)
+                return call(data.fd, there * PAGE_BYTES, *arguments)
             except ValueError:  # it was cut since we looked, so look again
                 if self.pages == there:
                     raise
 
     def _reserve_window(self, least_bytes: int) -> memory.Window:
-        length = WINDOW_BYTES
+        data, length = self._held(), WINDOW_BYTES
         while length < least_bytes:
             length *= 2
         while True:
             try:
-                return memory.Window.reserve(self._data.fd, length)
+                return memory.Window.reserve(data.fd, length)
             except (OSError, MemoryError) as error:
                 # A limit on address space: be content with less, down to what is asked and some room to grow.
                 refused = isinstance(error, OSError) and error.errno != errno.ENOMEM
@@ -310,6 +328,7 @@ class File(abc.ABC):
             self.check()
         self.closed = True
         self._window = None
+        self._data = Descriptor(self.system, -1)
 
 
 class DiskFile(File):
@@ -350,8 +369,9 @@ class DiskFile(File):
     def announce(self) -> None:
         """Leave our pid for the LockedError of others. Advisory: no sum, no sync, and no harm if it fails."""
         if self.pages >= HEADER_PAGES:
+            data = self._held()
             with contextlib.suppress(OSError):
-                write_all(self.system.pwrite, self._data.fd, holder_line(self.system.process_id()), HOLDER_OFFSET)
+                write_all(self.system.pwrite, data.fd, holder_line(self.system.process_id()), HOLDER_OFFSET)
 
     def fill_if_blank(self, first_image: Callable[[], builtins.bytes]) -> None:
         """Make an empty file a database in place (I2 of file.py): first only zeros are there, then page 0, then all."""

@@ -193,6 +193,10 @@ class FairLock:
             self.owner = None
             self.tenure += 1
 
+    def renew(self) -> None:
+        """In a forked child: what a thread of the parent was about to do here is never done."""
+        self._guard = threading.Lock()
+
     @property
     def waiting(self) -> int:
         """How many threads wait."""

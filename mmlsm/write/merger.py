@@ -23,6 +23,7 @@ from mmlsm.write.compaction import Compaction, Stopped, gone
 from mmlsm.write.merge_jobs import MergeJobs, Totals, UnderWay, bottom_node_pages, bottom_of, levels_of, overlap_bytes
 from mmlsm.write.merge_policy import Drain, TierMerge, plan, shape_of
 from mmlsm.write.store import Edit, Store
+from mmlsm.write.worker import Worker
 
 if TYPE_CHECKING:
     from mmlsm.file import Channel, File
@@ -64,18 +65,18 @@ RELOCATE_PAGES_MIN = 2048
 """Pages that one pass of giving space back may write, where an eighth of what is live is less."""
 
 
-class Merger(threading.Thread):
+class Merger(Worker):
     """`wake()` after an install; `request_compaction()` and `stop()` from any thread."""
 
     def __init__(self, store: Store, restart_log: Callable[[int], None]) -> None:
-        super().__init__(name="mmlsm-merge", daemon=True)
+        super().__init__("mmlsm-merge")
         # constant after construction
         self.store = store
         self.restart_log = restart_log
         self.lock = threading.Lock()
         # guarded by lock
         self.stopping = False
-        self.abandoned: tuple[threading.Thread, File] | None = None
+        self.abandoned: tuple[Worker, File] | None = None
         self.compactions: list[Compaction] = []
         # this thread's own, read by stats()
         self.error: Error | MemoryError | None = None
@@ -101,7 +102,7 @@ class Merger(threading.Thread):
             self.stopping = True
         self.wake()
 
-    def abandon(self, writer: threading.Thread, file: File) -> None:
+    def abandon(self, writer: Worker, file: File) -> None:
         """End, and close the file once the writer thread has ended too; takes no lock (R12)."""
         self.abandoned = (writer, file)
         self.wake()
@@ -133,7 +134,7 @@ class Merger(threading.Thread):
 
     # -- the thread
 
-    def run(self) -> None:
+    def work(self) -> None:
         while True:
             with self.lock:
                 if self.stopping or self.abandoned is not None:
@@ -167,7 +168,7 @@ class Merger(threading.Thread):
                 self.channel.close()
         if self.abandoned is not None:
             writer, file = self.abandoned
-            writer.join()
+            writer.wait_until_over()
             with contextlib.suppress(Error):
                 file.close()
 
@@ -355,6 +356,8 @@ class Merger(threading.Thread):
                     if self.jobs is None or store.manifest.install != self.jobs.installed:
                         self.installed_at = time.monotonic()
                     continue
+                if message is (opener := store.opener) and opener is not None:
+                    message = opener.what
                 if not isinstance(message, Entry):
                     message()
                     continue

@@ -11,6 +11,7 @@ I3. An install that fails before its first superblock write changes nothing and 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import time
@@ -96,7 +97,9 @@ class Store:
         self.install_lock = ordered_lock("install", INSTALL, settings.debug)
         self.order_lock = ordered_lock("order", ORDER, settings.debug)
         self.released: SimpleQueue[Any] = SimpleQueue()
-        """To the merge thread: the entry of a version that is gone, something to call, or None to wake it."""
+        """To the merge thread: the entry of a version or owner that is gone, something to call, or None to wake it."""
+        self.opener: Entry[Callable[[], None]] | None = None
+        """How the merge thread is told that nobody has the database any more."""
         self.segment_ids = itertools.count(manifest.next_segment_id)
         self.on_state: list[Callable[[ReadState], None]] = []
         self.on_install: list[Callable[[], None]] = []
@@ -204,21 +207,31 @@ class Store:
                     self.allocator.give_back(extent)
                 raise
             self._switch(channel, edit, draft, number)
-            for extent in [*edit.commit, *own]:
-                self.allocator.commit(extent)
-            for page in edit.overflow:
-                self.reclaimer.note_birth(page, number)
-            for extents, born in edit.retire:
-                self.reclaimer.retire(extents, born, number)
-            self.reclaimer.retire(draft.outdated, number, number)
-            self.manifest, self.bits = draft.manifest, draft.bits
-            self.installs += 1
-            with self.order_lock:
-                tables = tuple(t for t in self.state.tables if not any(t is gone for gone in edit.without_tables))
-                self.set_state(tables, version)
+            try:
+                self._adopt(edit, draft, own, version)
+            except BaseException as error:  # no memory, Ctrl-C: what is free is no longer known (I3)
+                self.file.sync_failed(OSError(errno.EIO, f"an install was cut off: {error!r}"))
+                raise
         for tell in self.on_install:
-            tell()
+            with contextlib.suppress(MemoryError):
+                tell()
         return number
+
+    def _adopt(self, edit: Edit, draft: Draft, own: list[Extent], version: Version) -> None:
+        """What is durable becomes what is known and seen. REQUIRES install_lock."""
+        number = draft.manifest.install
+        for extent in [*edit.commit, *own]:
+            self.allocator.commit(extent)
+        for page in edit.overflow:
+            self.reclaimer.note_birth(page, number)
+        for extents, born in edit.retire:
+            self.reclaimer.retire(extents, born, number)
+        self.reclaimer.retire(draft.outdated, number, number)
+        self.manifest, self.bits = draft.manifest, draft.bits
+        self.installs += 1
+        with self.order_lock:
+            tables = tuple(t for t in self.state.tables if not any(t is gone for gone in edit.without_tables))
+            self.set_state(tables, version)
 
     def _write_manifest(self, channel: Channel, edit: Edit, number: int, own: list[Extent]) -> Draft:
         """Write manifest and changed bitmap pages to fresh pages, noting in `own` what is reserved for them.

@@ -53,6 +53,11 @@ class Gate:
         while self.writing:
             time.sleep(0.001)
 
+    def tell_forked(self) -> None:
+        """In a forked child: nothing is written or given back; a thread of the parent may have held the lock."""
+        self.shut = True
+        self.lock = threading.Lock()
+
     def check(self) -> None:
         """ClosedError once shut. REQUIRES lock."""
         if self.shut:

@@ -21,6 +21,7 @@ from mmlsm.space.extents import Extent
 from mmlsm.write.flush import flush
 from mmlsm.write.log import EXTENT_PAGES_FIRST
 from mmlsm.write.store import Edit, Store
+from mmlsm.write.worker import Worker
 
 if TYPE_CHECKING:
     from mmlsm.file import Channel
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 
 RETRY_S = 0.5
 
-class Writer(threading.Thread):
+class Writer(Worker):
     """`wake()` after a seal; `stop()` and join at close."""
 
     def __init__(self, store: Store) -> None:
-        super().__init__(name="mmlsm-writer", daemon=True)
+        super().__init__("mmlsm-writer")
         # constant after construction; `committer` from the first commit on
         self.store = store
         self.committer: Committer | None = None
@@ -89,7 +90,7 @@ class Writer(threading.Thread):
         done = threading.Event()
         self.restarting = done, behind
         self.wakeups.put(True)
-        while self.is_alive() and not self.stopping and self.store.file.failure is None and not done.wait(0.05):
+        while not self.over and not self.stopping and self.store.file.failure is None and not done.wait(0.05):
             pass
 
     def wait_until_flushed(self, ready: Callable[[], bool]) -> float:
@@ -101,7 +102,7 @@ class Writer(threading.Thread):
                 raise error
             if self.fault is not None:
                 raise Error(f"the writer thread has failed: {self.fault!r}") from self.fault
-            if self.stopping and not self.is_alive():
+            if self.stopping and self.over:
                 break
             gate = allocate_lock()
             gate.acquire()
@@ -112,7 +113,7 @@ class Writer(threading.Thread):
 
     # -- the thread
 
-    def run(self) -> None:
+    def work(self) -> None:
         while True:
             timeout = max(0.001, self.sync_due() - time.monotonic()) if self.group_pending else None
             if self.error is not None:

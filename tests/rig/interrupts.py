@@ -19,6 +19,8 @@ from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
+import mmlsm
+
 WAITS = frozenset(
     ["acquire", "sleep", "get", "open", "read", "pread", "pwrite", "pwritev", "fdatasync", "fsync", "fcntl"]
 )
@@ -52,16 +54,18 @@ class Strike:
     def struck(self) -> bool:
         return bool(self.where)
 
-    def __call__(self, call: Callable[[], Any]) -> Any:
-        """What `call` gives; None where it was struck and the error came out."""
+    def __call__(self, call: Callable[[], object]) -> None:
+        """Run it, up to where it is struck."""
         sys.settrace(self._trace)
         sys.setprofile(self._profile)
         try:
-            return call()
+            call()
         except self.error:
             if not self.struck:
                 raise
-            return None
+        except mmlsm.Error:  # what an Exception in the middle of I/O is told as
+            if not (self.struck and issubclass(self.error, Exception)):
+                raise
         finally:
             sys.setprofile(None)
             sys.settrace(None)

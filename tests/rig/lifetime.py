@@ -29,6 +29,14 @@ def tiny(path: Path, **settings: Any) -> mmlsm.Database:
     return mmlsm.Database(path, Settings(**{"durability": "off", **TINY, **settings}))
 
 
+def killed(db: mmlsm.Database) -> None:
+    """End its threads and give up its file without a word to it, as a kill does."""
+    engine = db._engine
+    engine.abandon()
+    engine.writer.wait_until_over()
+    engine.merger.wait_until_over()
+
+
 def open_files() -> int:
     """How many descriptors this process has."""
     return len(os.listdir("/proc/self/fd"))
@@ -103,6 +111,12 @@ class World:
             return stats.snapshots == 0 and [pin.install for pin in stats.pins] == [stats.install]
 
         assert eventually(unpinned, 20), (db.stats().pins, db.stats().snapshots, db.stats().install)
+
+    def drop(self) -> None:
+        """Let go of the database without a word to the file, as a kill does, and open it again."""
+        killed(self.db)
+        self.db = tiny(self.path, **self.settings)
+        assert dict(self.db.items()) == self.state
 
     def reopen(self) -> None:
         """Close, look at the file, open again."""

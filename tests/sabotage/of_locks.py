@@ -15,8 +15,8 @@ PLANTED = (
     Sabotage(
         "order-lock-not-taken-in-install", "1 4", "a memtable that is sealed during an install is lost",
         "write/store.py",
-        "            with self.order_lock:\n                tables = tuple(",
-        "            if True:\n                tables = tuple(",
+        "        with self.order_lock:\n            tables = tuple(",
+        "        if True:\n            tables = tuple(",
         ("unit/test_installs.py::test_a_memtable_that_is_sealed_during_an_install_is_not_lost",),
     ),
     Sabotage(
@@ -53,6 +53,13 @@ PLANTED = (
         "            self._abandoned()\n",
         "            pass\n",
         ("unit/test_transactions.py::test_a_dropped_transaction_lets_go_of_the_lock",),
+    ),
+    Sabotage(
+        "write-lock-kept-by-who-is-cut-off", "3 8", "Ctrl-C in a transaction's commit keeps all writers out",
+        "write/transaction.py",
+        "                while lock.tenure == tenure:  # no call before the one that is tried again\n",
+        "                while False:\n",
+        ("unit/test_interrupted.py::test_a_write_struck_at_any_step_is_there_or_not",),
     ),
     Sabotage(
         "writer-lock-not-taken", "10", "two processes write the same file",

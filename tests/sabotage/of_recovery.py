@@ -71,7 +71,7 @@ PLANTED = (
     Sabotage(
         "old-manifest-leaks", "12", "the pages of the manifest before are never free again",
         "write/store.py",
-        "            self.reclaimer.retire(draft.outdated, number, number)\n",
+        "        self.reclaimer.retire(draft.outdated, number, number)\n",
         "",
         ("unit/test_database.py::test_a_small_store_overwritten_for_ever_stays_small",),
     ),

@@ -11,6 +11,7 @@ import pytest
 
 import mmlsm
 from commit_rig import eventually
+from mmlsm import closing
 from mmlsm.file import System, open_file
 from mmlsm.settings import Settings
 from mmlsm.write import merge_jobs, merger, writer
@@ -189,18 +190,21 @@ def test_a_thread_that_had_no_memory_says_so_and_tries_again(
     assert db.stats().flush_error is db.stats().merge_error is None
 
 
-def test_a_close_without_memory_ends_and_frees_the_writer_lock(path: Path, system: Failing) -> None:
+def test_a_close_without_memory_ends_and_frees_the_writer_lock(
+    path: Path, system: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     db = mmlsm.Database(path, Settings(), system)
     db[b"a"] = b"1"
-    plain = db._engine._leave_clean
 
-    def fail(store: Any) -> None:
-        plain(store)
+    def fail(engine: Any) -> None:
+        closing.leave_clean(engine)
         raise MemoryError
 
-    db._engine._leave_clean = fail
+    steps = [fail if step is closing.leave_clean else step for step in closing.STEPS]
+    monkeypatch.setattr(closing, "STEPS", steps)
     with pytest.raises(MemoryError):
         db.close()
+    monkeypatch.undo()
     assert db.closed
     with mmlsm.open(path) as again:
         assert again[b"a"] == b"1"

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from rig.interrupts import points
-from rig.lifetime import World, reads, writes
+import mmlsm
+from commit_rig import eventually, in_threads
+from rig.interrupts import Interrupted, points
+from rig.lifetime import World, killed, of_mmlsm, reads, tiny, writes
 
 WRITES = (
     "put", "put_full", "put_large", "put_stream", "delete", "pop", "popitem", "compare_and_set", "update", "batch",
@@ -84,3 +86,89 @@ def test_a_read_struck_at_any_step_leaves_nothing_behind(path: Path, name: str) 
     world.is_sound()
     world.reopen()
     world.db.close()
+
+
+def test_a_first_commit_struck_at_any_step_is_there_or_not(path: Path) -> None:
+    world = World(path)
+
+    def operation() -> None:
+        world.number += 1
+        world.db[b"first"] = b"%d" % world.number
+
+    world.reopen()
+    for strike in points(operation, most=POINTS_MOST * 2, seed="first"):
+        try:
+            if world.db._engine.file.failure is None:
+                world.settle(world.state | {b"first": b"%d" % world.number})
+                world.is_well()
+                world.reopen()
+            else:  # cut off between the superblock's slots: nothing was committed, and nothing can be
+                world.drop()
+        except BaseException as error:
+            error.add_note(f"struck at step {strike.at}: {strike.where}")
+            raise
+    world.is_sound()
+    world.db.close()
+
+
+def test_an_open_struck_at_any_step_leaves_nothing_open(path: Path) -> None:
+    db = tiny(path)
+    db.update({b"%03d" % i: bytes(50) for i in range(60)})
+    db.sync()
+    killed(db)
+    image = path.read_bytes()
+    opened: list[mmlsm.Database] = []
+
+    def operation() -> None:
+        opened.append(tiny(path))
+
+    for strike in points(operation, most=POINTS_MOST * 2, seed="open"):
+        if opened:
+            opened.pop().close()
+        try:
+            assert eventually(lambda: not of_mmlsm(), 20), "a thread of an open that failed lives on"
+            gc.collect()
+            path.write_bytes(image)
+            with tiny(path) as db:
+                assert len(db) == 60
+                db[b"more"] = b"1"
+            path.write_bytes(image)
+        except BaseException as error:
+            error.add_note(f"struck at step {strike.at}: {strike.where}")
+            raise
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted, TimeoutError])
+def test_a_close_struck_at_any_step_closes_all_the_same(path: Path, error: type[BaseException]) -> None:
+    state = {b"%03d" % i: bytes(50) for i in range(60)}
+    opened: list[mmlsm.Database] = []
+
+    def prepare() -> None:
+        path.unlink(missing_ok=True)
+        opened.append(db := tiny(path))
+        db.update(state)
+        db._engine.flush()
+        db.update(state)
+        db.put(b"large", bytes(2 << 20))
+        db[b"synced"] = b"1"
+        db.sync()
+
+    def operation() -> None:
+        opened[0].close()
+
+    prepare()
+    for strike in points(operation, most=POINTS_MOST, seed=error.__name__, error=error):
+        try:
+            db = opened.pop()
+            if not db.closed:
+                in_threads(lambda db=db: db.put(b"others", b"1"), timeout=20)
+                db.delete(b"others")
+                db.close()
+            assert eventually(lambda: not of_mmlsm(), 20)
+            with tiny(path) as again:
+                assert {key: value for key, value in again.items() if key != b"large"} == state | {b"synced": b"1"}
+            prepare()
+        except BaseException as failed:
+            failed.add_note(f"struck at step {strike.at}: {strike.where}")
+            raise
+    opened.pop().close()

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("space", "read"),  # apart
     ("write",),
     ("check", "stats"),
-    ("engine",),
+    ("closing", "engine"),
     ("database",),
     ("rescue",),
     ("",),  # the package itself: the names that programs import

@@ -1,0 +1,84 @@
+"""A thread of the engine, which fails to start instead of hanging, and whose end can be waited for by whom Ctrl-C hits.
+
+I1. `over` is true only when nothing of `work` runs any more. CPython's `join` and `is_alive` may say so too early after
+    an exception of a signal's handler (bpo-45274), so nobody here asks them.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from _thread import allocate_lock
+from typing import Any, Final
+
+START_S: Final = 20.0
+"""A thread that has not begun by then is given up: the system had no room for it."""
+
+
+class _Begun:
+    """What Thread.start waits for, in place of an Event: not for ever where the new thread ends before its first step
+    for want of memory, and with nothing that Ctrl-C in the waiting could leave locked."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._gate = allocate_lock()
+        self._gate.acquire()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        self._gate.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self._is_set:
+            self._gate.acquire(timeout=START_S if timeout is None else timeout)
+        return self._is_set
+
+    def _at_fork_reinit(self) -> None:
+        """Threading asks for it in a forked child, which has none of our threads."""
+
+
+class Worker(threading.Thread):
+    """A daemon thread that does `work`. Any thread may call `start`, once, and `wait_until_over`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._started: Any = _Begun()
+        self._done = False
+        self._given_up = False
+
+    def work(self) -> None:
+        """What it does; it tells of its own faults."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        if not self._given_up:
+            self.work()
+        self._done = True
+
+    def start(self) -> None:
+        """MemoryError where the system has no room for one more thread."""
+        try:
+            super().start()
+            if not self._started.is_set():
+                raise MemoryError(f"{self.name}: the thread ended before its first step")
+        except BaseException as error:
+            self._given_up = True
+            if isinstance(error, RuntimeError):  # "can't start new thread"
+                raise MemoryError(f"{self.name}: {error}") from error
+            raise
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, or never began."""
+        return self._done or self.ident is None or self.ident not in sys._current_frames()
+
+    def wait_until_over(self) -> None:
+        """Back when it has ended."""
+        pause = 0.0002
+        while not self.over:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
