@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import mmlsm
+from mmlsm.read.entries import EntryTable
+from mmlsm.read.reader import Reader, ReadState
 
 
 def test_a_snapshot_stays_as_it_was(open_db: Any, seed: int) -> None:
@@ -168,3 +170,23 @@ def test_what_a_snapshot_sees_the_database_sees_after_it(open_db: Any) -> None:
     for reader in readers:
         reader.join()
     assert seen == [(2, 2, b"2", b"2")] * 2
+
+
+def test_a_get_whose_version_is_trimmed_under_it_reads_again(open_db: Any) -> None:
+    # Between the load of the seq and the look into the memtable two commits came, and what the first saw is unlinked.
+    db = open_db()
+    seqs: list[int] = []
+
+    class Overtaking(EntryTable):
+        def lookup(self, key: bytes, seq: int) -> Any:
+            seqs.append(seq)
+            if len(seqs) == 1:
+                reader.seq = self.trimmed = 5
+            return super().lookup(key, seq)
+
+    table = Overtaking()
+    table.put(b"k", b"newest", 5)
+    state = ReadState((table,), db.state.version, db.state.file, "first-read")
+    reader = Reader(state, 3, db.life, False, True)
+    assert reader.get(b"k") == b"newest"
+    assert seqs == [3, 5]
