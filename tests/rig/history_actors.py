@@ -166,8 +166,8 @@ class Writer(Actor):
             first = rng.randrange(n)
             return dict.fromkeys(range(first, min(n, first + rng.randrange(1, n // 4))))
         count = min(n, rng.choice([1, 1, 2, 2, 5, 25]))
-        first = rng.randrange(n)
-        chosen = range(first, min(n, first + count)) if rng.random() < 0.5 else rng.sample(range(n), count)
+        first = self.some_key()
+        chosen = range(first, min(n, first + count)) if rng.random() < 0.5 else {self.some_key() for _ in range(count)}
         return {i: None if rng.random() < 0.15 else self.value(i) for i in chosen}
 
     def fill(self, writes: Any, items: Items) -> None:
@@ -193,7 +193,7 @@ class Writer(Actor):
 
     def plain(self) -> None:
         """What commits without telling its seq."""
-        db, i = self.db, self.rng.randrange(len(self.keys))
+        db, i = self.db, self.some_key()
         kind = self.rng.randrange(4)
         items: Items = {i: None} if kind == 1 else {i: self.value(i)} if kind < 2 else self.items()
         pairs = {self.keys[i]: value for i, value in items.items() if value is not None}
@@ -214,7 +214,7 @@ class Writer(Actor):
 
     def conditional(self) -> None:
         """Calls that read and write in one: what they read is the state just before their commit."""
-        log, db, i = self.log, self.db, self.rng.randrange(len(self.keys))
+        log, db, i = self.log, self.db, self.some_key()
         key, new, seen = self.keys[i], self.value(i), None
         kind = self.rng.randrange(3)
         if kind == 0:
