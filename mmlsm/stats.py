@@ -97,8 +97,8 @@ def pin_stats(
 
 
 def trouble_of(thread: Writer | Merger) -> str | None:
-    """What keeps the writer or merge thread from its work."""
-    error = thread.fault or thread.error
+    """What keeps the writer or merge thread from its work: a sync that failed anywhere, too."""
+    error = thread.fault or thread.error or thread.store.file.failure
     return None if error is None else str(error) or repr(error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -110,6 +111,22 @@ def test_a_superblock_of_which_one_slot_was_written_makes_the_handle_read_only_w
     system.fail(None)
     with pytest.raises(mmlsm.ReadOnlyError):
         db[b"a"] = b"2"
+    with pytest.raises(mmlsm.Error):
+        db.close()
+
+
+def test_a_sync_that_fails_behind_group_commits_is_told_by_stats_and_by_the_next_commit(path: Path) -> None:
+    system = FaultySystem()
+    db = mmlsm.Database(path, Settings(durability="group", group_interval=0.001), system)
+    db[b"a"] = b"1"
+    system.fault = Fault("sync", system.calls["sync"] + 1, "EIO")
+    while db._engine.file.failure is None:
+        with contextlib.suppress(mmlsm.Error):
+            db[b"a"] = b"2"
+    for _ in range(3):
+        assert "a sync failed" in str(db.stats().flush_error)
+        with pytest.raises(mmlsm.ReadOnlyError):
+            db[b"a"] = b"3"
     with pytest.raises(mmlsm.Error):
         db.close()
 
