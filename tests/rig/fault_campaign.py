@@ -70,8 +70,8 @@ def servers(folder: Path, count: int = PROCESSES) -> Iterator[tuple[list[Server]
 
 
 def tasks(counts: dict[str, dict[str, int]], seed: int) -> Iterator[Task]:
-    """Trials without end. Each round has every method, kind and duration once, each time with another workload; the
-    calls of a workload are gone through from both ends inwards, so that the first and the last come soon."""
+    """Trials without end. Each round has every method, kind and duration, those that are called often more often, each
+    time with another workload; now the first call, now any."""
     rng = random.Random(seed)
     groups = [
         (method, kind, ever)
@@ -79,27 +79,28 @@ def tasks(counts: dict[str, dict[str, int]], seed: int) -> Iterator[Task]:
         if any(method in calls for calls in counts.values())
         for kind in kinds_of(method)
         for ever in (False, True)
+        for _ in range(weight_of(max(calls.get(method, 0) for calls in counts.values())))
     ]
     homes = {method: [name for name, calls in counts.items() if method in calls] for method in METHODS}
     for names in homes.values():
         rng.shuffle(names)
-    number = round_ = 0
+    turns: Counter[tuple[str, str, bool]] = Counter()
+    number = 0
     while True:
         rng.shuffle(groups)
-        for method, kind, ever in groups:
+        for group in groups:
+            method, kind, ever = group
             names = homes[method]
-            name = names[(round_ + hash_of(method, kind, ever)) % len(names)]
-            last = counts[name][method]
-            turn = round_ // len(names)
-            call = 1 if turn == 0 and rng.random() < 0.25 else rng.randint(1, last)
+            name = names[(turns[group] + sum(kind.encode())) % len(names)]
+            turns[group] += 1
+            call = 1 if rng.random() < 0.1 else rng.randint(1, counts[name][method])
             yield {"number": number, "workload": name, "method": method, "call": call, "kind": kind, "ever": ever}
             number += 1
-        round_ += 1
 
 
-def hash_of(method: str, kind: str, ever: bool) -> int:
-    """A number that is the same in each process."""
-    return sum(f"{method} {kind} {ever}".encode())
+def weight_of(calls: int) -> int:
+    """How often a method that is called so often has its turn in a round."""
+    return 1 if calls <= 10 else 2 if calls <= 60 else 4
 
 
 class Findings(AssertionError):

@@ -43,18 +43,22 @@ class Work:
         self.rng = random.Random(seed)
         self.db: Any = None
         self.refused: list[str] = []
+        self.refusals: tuple[type[BaseException], ...] = REFUSALS
         self.before_close: Callable[[Any], object] = lambda db: None
+        self.debug = seed % 8 == 1
+        """Now and then: lock order and poison are checked too, which costs."""
 
     def step(self, call: Callable[[], Any]) -> Any:
         """What the call answers; None when a fault kept it from that."""
         try:
             return call()
-        except REFUSALS as error:
+        except self.refusals as error:
             self.refused.append(repr(error))  # not its frames, which pin what they read
             return None
 
     def open(self, **settings: Any) -> Any:
-        self.db = self.step(lambda: mmlsm.Database(self.path, Settings(**TINY | settings), self.system))
+        chosen = Settings(**TINY | settings, debug=self.debug)
+        self.db = self.step(lambda: mmlsm.Database(self.path, chosen, self.system))
         if self.db is None:
             raise Unopened
         return self.db
@@ -79,7 +83,7 @@ class Work:
             try:
                 self.db.close()
                 self.ledger.closed()
-            except REFUSALS as error:
+            except self.refusals as error:
                 self.refused.append(repr(error))
 
     def settle(self, seconds: float = 0.03) -> None:
