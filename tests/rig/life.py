@@ -2,7 +2,8 @@
 
 What a child is told, its job: `path`; `settings`; `durability`, "mixed" for another at each commit; `expected`, how
 many commits it must find; `seed`; `loss`, what its promises are to survive: "kill" or "power"; `commits`, after so many
-it closes, 0 for none at all, None for never; `point` (rig/points.py) and `strike`, a signal's number.
+it closes, now and then while threads go on to commit, 0 for none at all, None for never; `point` (rig/points.py) and
+`strike`, a signal's number.
 
 What it says: "opening"; "ready" once open; "gave N SEQ" for each commit that returned; "done N" once the first N are
 promised; "closing"; "closed"; "at POINT" when it is struck there. A failure is said line by line (rig/forks.py).
@@ -17,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import mmlsm
@@ -73,52 +75,62 @@ def live(job: dict[str, Any]) -> None:
     say("ready")
     if job["commits"] == 0:
         time.sleep(60)
-    left = itertools.repeat(None) if job["commits"] is None else itertools.repeat(None, job["commits"])
-    threading.Thread(target=hold, args=(db, job), daemon=True).start()
-    threads = [threading.Thread(target=commit_all, args=(db, job, left, i)) for i in range(THREADS)]
+    returned: list[int] = []
+    commits = job["commits"]
+    amid = commits is not None and job["seed"] % 3 == 0
+    left = itertools.repeat(None) if commits is None or amid else itertools.repeat(None, commits)
+    threads = [
+        threading.Thread(target=guarded, args=(system, commit_all, db, job, left, i, returned)) for i in range(THREADS)
+    ]
+    threading.Thread(target=guarded, args=(system, hold, db, job), daemon=True).start()
     for thread in threads:
         thread.start()
+    if amid:
+        while len(returned) < commits:
+            time.sleep(0.001)
+    else:
+        for thread in threads:
+            thread.join()
+    say("closing")
+    system.phase = "closing"
+    db.close()
     for thread in threads:
         thread.join()
-    system.phase = "closing"
-    say("closing")
-    last = int(db[COUNTER])
-    db.close()
-    say(f"done {last}")
+    say(f"done {max(returned)}")
     say("closed")
+
+
+def guarded(system: Struck, work: Callable[..., None], *arguments: Any) -> None:
+    """What a thread does; its failure ends the process, but that all is closed now is none."""
+    try:
+        work(*arguments)
+    except BaseException as error:
+        if not (isinstance(error, mmlsm.ClosedError) and system.phase == "closing"):
+            say_error()
+            os._exit(3)
 
 
 def hold(db: Any, job: dict[str, Any]) -> None:
     """Hold one snapshot after the other, so that what is retired is freed now at once and now late."""
     rng = random.Random(job["seed"])
-    try:
-        while True:
-            with db.snapshot() as snapshot:
-                time.sleep(rng.choice([0.0, 0.001, 0.02]))
-                assert int(snapshot.get(COUNTER, b"0")) <= int(db.get(COUNTER, b"0"))
-            time.sleep(rng.choice([0.0, 0.01]))
-    except mmlsm.ClosedError:
-        pass
-    except BaseException:
-        say_error()
-        os._exit(3)
+    while True:
+        with db.snapshot() as snapshot:
+            time.sleep(rng.choice([0.0, 0.001, 0.02]))
+            assert int(snapshot.get(COUNTER, b"0")) <= int(db.get(COUNTER, b"0"))
+        time.sleep(rng.choice([0.0, 0.01]))
 
 
-def commit_all(db: Any, job: dict[str, Any], left: Any, thread: int) -> None:
-    """Commit as long as something is `left`; a failure ends the process."""
-    try:
-        rng = random.Random(f"{job['seed']} {thread}")
-        for _ in left:
-            commit(db, job, rng)
-            if rng.random() < 0.01:
-                db.compact()
-    except BaseException:
-        say_error()
-        os._exit(3)
+def commit_all(db: Any, job: dict[str, Any], left: Any, thread: int, returned: list[int]) -> None:
+    """Commit as long as something is `left`."""
+    rng = random.Random(f"{job['seed']} {thread}")
+    for _ in left:
+        returned.append(commit(db, job, rng))
+        if rng.random() < 0.01:
+            db.compact()
 
 
-def commit(db: Any, job: dict[str, Any], rng: random.Random) -> None:
-    """Make the next commit, and say what is promised of it."""
+def commit(db: Any, job: dict[str, Any], rng: random.Random) -> int:
+    """Make the next commit, and say what is promised of it; its number."""
     durability = rng.choice(DURABILITIES) if job["durability"] == "mixed" else job["durability"]
     with db.begin(write=True) as transaction:
         number = int(transaction.get(COUNTER, b"0")) + 1
@@ -128,9 +140,10 @@ def commit(db: Any, job: dict[str, Any], rng: random.Random) -> None:
     if durability in PROMISED[job["loss"]]:
         say(f"done {number}")
     elif rng.random() < 0.05:
-        number = int(db[COUNTER])
+        last = int(db[COUNTER])
         assert db.sync() >= seq, "what sync() made durable does not reach this thread's last commit"
-        say(f"done {number}")
+        say(f"done {last}")
+    return number
 
 
 def live_and_fork(job: dict[str, Any]) -> None:
