@@ -243,7 +243,7 @@ class Crasher:
         self.result.images.setdefault(digest, Label(self.workload.name, depth, *label(history.log.ticks[number])))
         path = self.path()
         try:
-            pairs, seq = check(path, image.content, debug=digest % 8 == 0)
+            pairs, seq = check(path, image.content, debug=digest % 8 == 0, kill=digest % 2 == 1)
         except BaseException as error:
             if not isinstance(error, Exception):
                 raise
@@ -294,22 +294,38 @@ def may_be_refused(image: Image, history: History, number: int) -> bool:
     return "garbage" in image.how and not marked
 
 
-def check(path: Path, content: bytes | None, *, debug: bool) -> tuple[Pairs, int]:
-    """Recover an image, prove it, write, reopen, prove it again: what was recovered, and the seq of the write."""
+def check(path: Path, content: bytes | None, *, debug: bool = True, kill: bool = False) -> tuple[Pairs, int]:
+    """Recover an image, prove it, write, reopen, prove it again: what was recovered, and the seq of the write.
+
+    `kill`: the first handle ends as by a kill, and not by `close()`.
+    """
     if content is not None:
         path.write_bytes(content)
     settings = {**TINY, "memtable_bytes": 1 << 20, "auto_merge": False, "debug": debug}
-    with mmlsm.Database(path, Settings(**settings)) as db:
+    db = mmlsm.Database(path, Settings(**settings))
+    try:
         pairs = list(db.items())
         proof.prove(db)
         batch = db.batch(durability="full")
         batch.put(PROBE, b"")
         seq = batch.commit()
-    want = [pair for pair in pairs if pair[0] != PROBE] + [(PROBE, b"")]
+    finally:
+        if kill:
+            forsake(db)
+        else:
+            db.close()
     with mmlsm.Database(path, Settings(**settings, readonly=True)) as db:
+        want = [pair for pair in pairs if pair[0] != PROBE] + [(PROBE, b"")]
         assert list(db.items()) == want, "what was recovered and written is not what a reopen finds"
         proof.prove(db)
     return pairs, seq
+
+
+def forsake(db: mmlsm.Database) -> None:
+    """End a database as a kill would: its threads end, nothing is written."""
+    engine = db._engine
+    engine.abandon()
+    engine.merger.join()
 
 
 def run(
