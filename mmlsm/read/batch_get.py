@@ -114,7 +114,7 @@ class BatchGet:
                 chosen += 1
             else:
                 left.append(at)
-        if chosen and segment.window.verified[segment.root_page] != 1:
+        if chosen and not segment.root_is_proved():
             segment.touch_root()
         with cython.nogil:
             i = 0

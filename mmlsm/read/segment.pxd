@@ -21,6 +21,7 @@ cdef class Segment(Pages):
     cdef bint filter_ready
 
     cdef int touch_root(self) except -1
+    cdef bint root_is_proved(self) noexcept
     cdef int touch_child(self, int64_t base, Py_ssize_t i, int height) except -1
     cdef bint may_hold(self, u8s key, Py_ssize_t key_bytes, uint64_t h) except? 1
     cdef int64_t leaf_for(self, u8s key, Py_ssize_t key_bytes) except -2

@@ -96,6 +96,11 @@ class Segment(Pages):
             )
         return self.touch_node(self.root_page, self.root_pages, self.root_sum, self.height)
 
+    def root_is_proved(self):
+        """Whether the root was proved in this window, and as a node of its height."""
+        w: Window = self.window
+        return w.verified[self.root_page] == 1 and w.m8[(self.root_page << 12) + 3] == self.height
+
     def touch_child(self, base, i, height):
         """Prove child i, a node of that height, of the parent at `base`."""
         return self.touch_node(
@@ -123,7 +128,7 @@ class Segment(Pages):
         base: int64_t
         i: int64_t
         height: cython.int = self.height
-        if w.verified[page] != 1:
+        if not self.root_is_proved():
             self.touch_root()
         while height > 0:
             base = page << 12
@@ -230,7 +235,7 @@ class Segment(Pages):
         j: int64_t
         total: int64_t = 0
         height: cython.int = self.height
-        if w.verified[page] != 1:
+        if not self.root_is_proved():
             self.touch_root()
         while height > 0:
             base = page << 12
@@ -335,13 +340,13 @@ class SegmentSource(Source):
 
     def first(self):
         segment: Segment = self.segment
-        if segment.window.verified[segment.root_page] != 1:
+        if not segment.root_is_proved():
             segment.touch_root()
         return self.descend(segment.root_page, 0, 0)
 
     def last(self):
         segment: Segment = self.segment
-        if segment.window.verified[segment.root_page] != 1:
+        if not segment.root_is_proved():
             segment.touch_root()
         return self.descend(segment.root_page, 0, 1)
 
@@ -364,7 +369,7 @@ class SegmentSource(Source):
         base: int64_t
         i: int64_t
         level: cython.int = 0
-        if w.verified[page] != 1:
+        if not segment.root_is_proved():
             segment.touch_root()
         while level < segment.height:
             base = page << 12

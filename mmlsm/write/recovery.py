@@ -174,6 +174,8 @@ def require_writable(root: Root) -> None:
     manifest, reference = root.manifest, root.superblock.manifest
     if (fault := age_fault(manifest.levels)) is not None:
         raise CorruptionError(f"the manifest's levels are out of order: {fault}; restore a backup", page=reference.page)
+    if (newest := max((record.seq_high for record in manifest.segments()), default=0)) > root.superblock.seq:
+        raise CorruptionError(f"a segment has commit {newest}, which is still to come; restore a backup")
     named = [(page, 1) for page, _ in manifest.bitmap]
     named += [(reference.page, reference.pages)] if reference.pages else []
     for record in manifest.segments():

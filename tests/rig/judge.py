@@ -48,6 +48,7 @@ class Trial:
         self.hit = [] if mutant.sealed else damage.hit(mutant.data)
         self.judged = not mutant.sealed
         in_log = any(region.owner == "log" for region in self.hit) or mutant.kind == "page of before"
+        in_log = in_log or len(mutant.data) < len(self.seed.data)  # an extent of the log that is not whole ends it
         self.states: list[Pairs] = self.seed.states if in_log else self.seed.states[-1:]
         self.keys = list(self.seed.pairs)
         owners = {region.owner for region in self.hit}
