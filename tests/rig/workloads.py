@@ -27,6 +27,7 @@ from uuid import UUID
 
 import mmlsm
 import mmlsm.engine
+import mmlsm.handle
 import mmlsm.write.merger
 import mmlsm.write.node_writer
 import mmlsm.write.recovery
@@ -162,13 +163,14 @@ def workload(
 @contextmanager
 def seeded(rng: random.Random, idle_s: float) -> Iterator[None]:
     """Make what is random in a file the seed's, so that equal images are equal; say when a database is idle; let it
-    reserve few pages at a time, so that files stay small."""
+    reserve few pages at a time and map little, so that files stay small and an open is quick."""
     epochs = iter(lambda: rng.getrandbits(64) | 1, 0)
     with (
         mock.patch.object(mmlsm.write.recovery.uuid, "uuid4", return_value=UUID(int=1)),
         mock.patch.object(mmlsm.engine, "new_epoch", side_effect=epochs),
         mock.patch.object(mmlsm.write.merger, "IDLE_S", idle_s),
         mock.patch.object(mmlsm.write.node_writer, "RESERVE_PAGES", 16),
+        mock.patch.object(mmlsm.handle, "WINDOW_BYTES", 1 << 24),
     ):
         yield
 
