@@ -29,6 +29,7 @@ from mmlsm import limits
 from mmlsm.errors import CorruptionError, StorageError
 from mmlsm.format import parent
 from mmlsm.format.checksum import checksum
+from mmlsm.format.manifest import NODE_PAGES_MAX
 from mmlsm.format.page import CODEC_RAW, KIND_LEAF, KIND_PARENT
 from mmlsm.read.pages import Pages
 from mmlsm.rescue.report import after
@@ -261,7 +262,9 @@ def orphan_at(file: File, pages: Pages, number: int) -> Orphan | None:
     """The node that begins in a page, if it looks sound."""
     try:
         kind, codec, count, height = file.pread(number * PAGE, 4).ljust(4, b"\0")
-        if kind not in (KIND_LEAF, KIND_PARENT) or codec != CODEC_RAW or number + count > file.pages:
+        if kind not in (KIND_LEAF, KIND_PARENT) or codec != CODEC_RAW:
+            return None
+        if not 1 <= count <= min(NODE_PAGES_MAX, file.pages - number):
             return None
         total = checksum(file.pread(number * PAGE, count * PAGE))
         pages.touch_anew((number, count, total), height)

@@ -28,6 +28,8 @@ def cut_off(file: File, scan: LogScan) -> str | None:
     later = later_record(file, scan)
     if later is not None:
         return f"page {page}: the log breaks off after commit {scan.seq}, but has commit {later.seq} behind that"
+    if file.pages < position.page + position.pages:
+        return f"page {page}: the log goes on after commit {scan.seq} where the file ends"
     if is_part(file.pread(position.offset, HEADER_BYTES), position):
         return f"page {page}: the log breaks off after commit {scan.seq}, in the middle of a record"
     return None

@@ -205,6 +205,18 @@ def test_of_a_damaged_log_the_commits_before_the_damage_come_out(path: Path, bri
     assert report.complete
 
 
+def test_a_log_that_was_cut_off_with_the_file_is_told(path: Path, bring_out: BringOut) -> None:
+    states, ends = logged(path, 12)
+    sound = path.read_bytes()
+    for length in (3 * PAGE_BYTES, ends[3], ends[5] + 7):
+        path.write_bytes(sound[:length])
+        found, report = bring_out(path)
+        assert found in states
+        assert everything_is_uncertain(report)
+        with mmlsm.open(path, readonly=True) as database:
+            assert len(database.verify().notes) == 1
+
+
 def test_a_log_without_superblock_and_manifest_comes_out(path: Path, bring_out: BringOut) -> None:
     states, _ = logged(path, 12)
     path.write_bytes(bytes(3 * PAGE_BYTES) + path.read_bytes()[3 * PAGE_BYTES :])

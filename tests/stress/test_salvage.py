@@ -1,0 +1,42 @@
+"""`salvage` of mutants (rig/mutations): what comes out is right or listed; of forged sums nothing but typed errors."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import mmlsm
+from campaign import Campaign
+from rig.mutations import Campaign as Mutants
+from rig.salvaged import judge
+from rig.seeds import make_seeds
+
+
+@pytest.mark.unproved
+def test_whatever_comes_out_of_a_damaged_file_is_right_or_listed(tmp_path: Path, campaign: Campaign) -> None:
+    mutants = Mutants(make_seeds(tmp_path, campaign.seed), campaign.seed)
+    path, out = tmp_path / "mutant.db", tmp_path / "out.db"
+    reached: Counter[str] = Counter()
+    for number in campaign.trials(200, 1 << 40):
+        chance: random.Random = mutants.rng(number)
+        damage, mutant = mutants.mutant(number, chance)
+        path.write_bytes(mutant.data)
+        out.unlink(missing_ok=True)
+        try:
+            report = mmlsm.salvage(path, out, unproved=chance.random() < 0.7)
+            if not mutant.sealed:
+                with mmlsm.open(out, readonly=True) as database:
+                    judge(damage.seed.pairs, dict(database.items()), report)
+        except mmlsm.Error as error:
+            assert not out.exists()
+            reached[type(error).__name__] += 1
+        except Exception:
+            print(f"seed {campaign.seed}, trial {number}: {damage.seed.name}, {mutant.kind}, {mutant.what}")
+            raise
+        else:
+            reached["complete" if report.complete else "with loss"] += 1
+        reached["sealed"] += mutant.sealed
+    campaign.report(trials=number + 1, **reached)
