@@ -63,6 +63,7 @@ def strace(tmp_path: Path) -> None:
         pytest.skip(f"strace cannot inject here: {tried.stderr.strip()}")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("strace")
 def test_a_system_call_that_fails_breaks_no_promise(campaign: Campaign, tmp_path: Path) -> None:
     injected = 0
