@@ -32,7 +32,7 @@ CALLS = {
 """Who makes calls of what; what is written twice is chosen twice as often."""
 FREQUENT = {"pwrite": 5, "pwrite_durably": 3, "superblock": 3, "sync": 2}
 """How many calls on average go by before the one; of others, and at opening and closing, hardly any."""
-CALLS_MOST = 150
+CALLS_MOST = 100
 """Whatever the point, no later call than this one is gone past."""
 
 

@@ -39,7 +39,7 @@ def strike(child: Child, point: Point | None, rng: random.Random) -> str:
         assert child.ended, "it has neither come to its point nor to its end"
     else:
         child.listen(PATIENCE_S, until=rng.choice(["opening", "ready", "ready", "closing"]))
-        child.listen(rng.choice([0.001, 0.01, 0.03, 0.1, 0.4]) * rng.random())
+        child.listen(rng.choice([0.001, 0.003, 0.01, 0.03, 0.1, 0.3]) * rng.random())
     if not child.end():
         return ""
     return next((line.removeprefix("at ") for line in child.lines if line.startswith("at ")), "at random")
