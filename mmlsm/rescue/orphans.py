@@ -12,7 +12,8 @@ some bytes, and any sum that still stands among the others proves the node that 
    only, is *unproved*: it is taken if asked for, and the ranges are called uncertain as well.
 5. What stands in the place of the damaged parent may be another parent, or an older one, with sums of its own: after a
    write that went astray, or was lost. Then the true children stay behind. So only where no page in use is left over
-   that nothing accounts for are proved children *certain*, and else the whole range of the parent is uncertain.
+   that nothing accounts for, guesses for another parent aside, are proved children *certain*, and else the whole range
+   of the parent is uncertain.
 
 Leaves by structure are taken from pages in use alone (with the bitmap lost, not at all): free pages hold old versions.
 """
@@ -114,9 +115,12 @@ class Search:
         if self._bits is not None:
             self._guess(found)
             certain = all(self._claimed.all_set(*extent) for extent in hidden)
+            guessing = [gap for gap in self.gaps if gap.unproved]
             for gap in self.gaps:
-                gap.certain = certain
-                gap.unproved = gap.unproved if self._unproved else []
+                gap.certain = certain and all(other is gap for other in guessing)
+            if not self._unproved:
+                for gap in guessing:
+                    gap.unproved = []
         return self.gaps
 
     # -- which pages are whose
