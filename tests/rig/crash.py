@@ -325,7 +325,8 @@ def forsake(db: mmlsm.Database) -> None:
     """End a database as a kill would: its threads end, nothing is written."""
     engine = db._engine
     engine.abandon()
-    engine.merger.join()
+    engine.writer.wait_until_over()
+    engine.merger.wait_until_over()
 
 
 def run(

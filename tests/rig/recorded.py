@@ -49,7 +49,7 @@ PHASES: Final = {
     "room": "log extent",
     "sync": "sync",
     "write_out": "commit",
-    "_leave_clean": "close",
+    "leave_clean": "close",
     "flush_oldest": "flush",
     "rework": "relocation",
     "set_aside": "setting aside",

@@ -24,6 +24,7 @@ from rig.recorded import (
     DURABLE_WRITE,
     END,
     LINK,
+    PHASES,
     RESIZE,
     SYNC,
     SYNC_DIRECTORY,
@@ -171,6 +172,11 @@ def test_a_recorded_system_notes_what_changes_the_file_in_the_order_of_the_effec
     assert kinds >= {WRITE, DURABLE_WRITE, SYNC, LINK, SYNC_DIRECTORY, RESIZE, ALLOCATE}
     phases = {tick.call.phase for tick in log.ticks if tick.call is not None}
     assert phases >= {"creation", "opening", "first commit", "commit", "flush", "close"}, phases
+
+
+def test_each_phase_is_told_by_a_function_that_there_is() -> None:
+    sources = "".join(file.read_text() for file in Path(mmlsm.__file__).parent.rglob("*.py"))
+    assert not [name for name in PHASES if f"def {name}(" not in sources]
 
 
 def images_of(log: Log) -> bytes:
