@@ -211,6 +211,8 @@ def fault_code(m8, size, limit, key_max):
     end: cython.Py_ssize_t
     suffix: cython.Py_ssize_t
     kind: cython.Py_ssize_t
+    if size < 4096:
+        return 3
     if m8[0] != 1:
         return 1
     if m8[1] != 0:

@@ -176,6 +176,8 @@ def fault_code(m8, size, limit, key_max):
     length: cython.Py_ssize_t
     page: int64_t
     flag: cython.int
+    if size < 4096:
+        return 3
     if m8[0] != 2:
         return 1
     if m8[1] != 0:

@@ -94,7 +94,7 @@ class Trial:
             self.judged = False
         if rng.random() < 0.88:
             self.read_only(verify)
-            if verify == "first-read" and rng.random() < 0.02:
+            if verify == "first-read" and rng.random() < 0.03:
                 self.command_line()
         else:
             self.writing(verify)
@@ -280,11 +280,16 @@ class Trial:
 
     def command_line(self) -> None:
         """A few commands, whatever they say."""
-        commands = [["verify"], ["info"], ["info", "--json"], ["free"], ["pages"], ["tree"], ["stats"]]
+        out = self.path.with_name("out.db")
+        page = str(self.rng.randrange(60))
+        commands = (
+            ["verify"], ["info", "--json"], ["free"], ["map"], ["levels"], ["page", page], ["salvage", str(out)],
+        )  # fmt: skip
         command, *options = self.rng.choice(commands)
+        out.unlink(missing_ok=True)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             try:
-                main_of_cli([command, *options, str(self.path)])
+                main_of_cli([command, str(self.path), *options])
             except SystemExit:
                 pass
             except Exception as error:

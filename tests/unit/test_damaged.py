@@ -14,7 +14,7 @@ import pytest
 
 import mmlsm
 from file_rig import in_forked_child
-from format_reader import PAGE
+from format_reader import PAGE, checksum
 from mmlsm.settings import Settings
 from mmlsm.space.bitmap import Bitmap
 from mmlsm.space.extents import Extent
@@ -203,6 +203,14 @@ def test_a_root_that_was_proved_at_another_height_is_not_read_by_any_way(patient
                     assert db.get(other) == patient.pairs[other]
                 with pytest.raises(mmlsm.CorruptionError, match=r"height|kind"):
                     ask()
+
+
+def test_a_node_of_no_pages_is_damage(patient: Patient) -> None:
+    with opened(patient) as db:
+        segment = db._engine.readonly_state.segments[0]
+        for height in (0, 1):
+            with pytest.raises(mmlsm.CorruptionError):
+                segment.touch_anew((segment.record.root_page, 0, checksum(b"")), height)
 
 
 def test_a_segment_with_commits_to_come_refuses_a_writer(patient: Patient) -> None:
