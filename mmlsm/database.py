@@ -157,7 +157,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
     def batch(self, *, durability: Durability | None = None) -> Batch:
         """Collect writes and commit them as one at the end of a `with` block; dropped on an exception."""
         self._check_durability(durability)
-        return Batch(self._commit, self._values(), durability)
+        return Batch(self._commit, self._values(), durability, self.life)
 
     def begin(self, write: bool = False, *, timeout: float | None = None) -> Transaction:
         """A transaction. `write`: the one writer, first come first served; LockTimeout after `timeout` seconds."""
@@ -296,9 +296,6 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
 
     def __repr__(self) -> str:
         return f"<mmlsm.Database {str(self._path)!r}{' closed' if self.closed else ''}>"
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a Database cannot be pickled: pass its path, and open it in the worker process")
 
 
 def gather(engine: Engine, state: ReadState | None, seq: int, held: tuple[Held, ...]) -> Stats:

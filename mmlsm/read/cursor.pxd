@@ -28,4 +28,5 @@ cdef class Cursor:
     cdef Merged enter(self)
     cdef bint move(self, int which) except? 1
     cdef int placed(self, Merged merged) except -1
+    cdef object fresh(self, Merged merged, int what)
     cdef int compare_to(self, Merged merged, bytes key) except -2

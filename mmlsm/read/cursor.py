@@ -47,6 +47,12 @@ def prefix_end(prefix: bytes) -> bytes | None:
     return stripped[:last] + bytes([stripped[last] + 1]) if stripped else None
 
 
+def not_copied(handle: object) -> TypeError:
+    """What to tell who would pickle a handle or copy it."""
+    name = type(handle).__name__
+    return TypeError(f"a {name} cannot be pickled or copied: pass the database's path, and open it anew")
+
+
 class Range:
     """A lazy, re-iterable, reversible range: each iteration reads the reader's state at its own start."""
 
@@ -78,6 +84,9 @@ class Range:
             self._include_start, self._include_stop, self._limit,
         )  # fmt: skip
 
+    def __reduce__(self) -> str:
+        raise not_copied(self)
+
     def __iter__(self) -> Iterator:
         return self._iterate(self._reverse)
 
@@ -103,6 +112,9 @@ class RangeIterator:
         self.remaining = limit
         self.started = False
         self.busy = False
+
+    def __reduce__(self) -> str:
+        raise not_copied(self)
 
     def __iter__(self):
         return self
@@ -198,6 +210,9 @@ class Cursor:
         self.merged = reader.merged()
         self.busy = False
 
+    def __reduce__(self) -> str:
+        raise not_copied(self)
+
     def enter(self):
         """The walk, taken for one call."""
         if self.busy:
@@ -212,6 +227,15 @@ class Cursor:
         if merged.current is None:
             raise Error("the cursor stands on no entry: look at `valid`, or at what the move answered")
         return 0
+
+    def fresh(self, merged, what):
+        """The value (0), a view of it (1) or its length (2) as a transaction has it that has written since the move."""
+        key = cut(merged.current.key, 0, merged.current.key_bytes)
+        reader = self.reader
+        answer = reader.get(key) if what == 0 else reader.get_view(key) if what == 1 else reader.value_length(key)
+        if answer is None:
+            raise Error("the entry on which the cursor stands was deleted: move the cursor on")
+        return answer
 
     def move(self, which):
         """To the first (0), last (1), next (2) or previous (3) entry; whether there is one. None after a failure."""
@@ -289,7 +313,10 @@ class Cursor:
     @property
     def valid(self) -> bool:
         """Whether the cursor stands on an entry."""
-        return self.enter().current is not None
+        merged: Merged = self.enter()
+        if merged.current is None:
+            return False
+        return not merged.stale() or cut(merged.current.key, 0, merged.current.key_bytes) in self.reader
 
     @property
     def key(self) -> bytes:
@@ -303,6 +330,8 @@ class Cursor:
         """The current value."""
         merged: Merged = self.enter()
         self.placed(merged)
+        if merged.stale():
+            return self.fresh(merged, 0)
         return merged.current.value()
 
     @property
@@ -310,6 +339,8 @@ class Cursor:
         """The current value as a zero-copy view; see Reader.get_view."""
         merged: Merged = self.enter()
         self.placed(merged)
+        if merged.stale():
+            return self.fresh(merged, 1)
         return merged.current.view()
 
     @property
@@ -317,6 +348,8 @@ class Cursor:
         """Bytes of the current value, without reading it."""
         merged: Merged = self.enter()
         self.placed(merged)
+        if merged.stale():
+            return self.fresh(merged, 2)
         return merged.current.value_length()
 
     def item(self) -> tuple[bytes, bytes]:
@@ -347,6 +380,7 @@ class Cursor:
         self.reader = None
 
     def __enter__(self):
+        self.enter()
         return self
 
     def __exit__(self, *exception) -> None:

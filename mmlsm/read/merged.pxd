@@ -25,3 +25,4 @@ cdef class Merged:
     cdef int seek_le(self, u8s key, Py_ssize_t key_bytes) except -1
     cdef int start(self, bint reverse) except -1
     cdef int step_only(self) except -1
+    cdef bint stale(self) except -1

@@ -105,6 +105,14 @@ class Merged:
             s = tournament.tree.at[1]
         return 0
 
+    def stale(self):
+        """Whether a write transaction has written since the walk was placed; only its own source ever is."""
+        newest: Source
+        if len(self.sources) == 0:
+            return False
+        newest = self.sources[0]
+        return newest.stale()
+
     def turn(self, reverse):
         """Change direction: put every source on the other side of the held key."""
         i: cython.Py_ssize_t

@@ -33,7 +33,7 @@ else:
 from mmlsm.errors import ClosedError, KeySizeError
 from mmlsm.format.manifest import Reference
 from mmlsm.read.batch_get import BatchGet
-from mmlsm.read.cursor import Cursor, Range, prefix_end
+from mmlsm.read.cursor import Cursor, Range, not_copied, prefix_end
 from mmlsm.read.pages import Pages, read_payload
 from mmlsm.read.table_source import TableSource
 from mmlsm.read.value_stream import open_payload
@@ -206,6 +206,9 @@ class Reader:
         if value is None:
             raise KeyError(key)
         return value
+
+    def __reduce__(self) -> str:
+        raise not_copied(self)
 
     def still(self) -> Reader:
         """A reader of one still state: itself, except for a Database."""

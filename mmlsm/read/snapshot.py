@@ -84,6 +84,7 @@ class Snapshot(Reader):
         self._pin = None
 
     def __enter__(self) -> Self:
+        self.opened()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:

@@ -10,9 +10,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mmlsm.errors import ClosedError
+from mmlsm.read.cursor import not_copied
 from mmlsm.read.reader import as_key
 
 if TYPE_CHECKING:
+    from mmlsm.read.life import Life
     from mmlsm.settings import Durability
     from mmlsm.write.values import ValueWriter
 
@@ -25,15 +27,17 @@ class Batch:
     A later write of a key replaces an earlier one. Cost: about a dict access a write, until the commit.
     """
 
-    __slots__ = ("_commit", "_durability", "_items", "_values")
+    __slots__ = ("_commit", "_durability", "_items", "_life", "_values")
 
-    def __init__(self, commit: Commit, values: ValueWriter, durability: Durability | None) -> None:
+    def __init__(self, commit: Commit, values: ValueWriter, durability: Durability | None, life: Life) -> None:
         self._items: dict[bytes, Any] | None = {}
         self._commit = commit
         self._values = values
         self._durability = durability
+        self._life = life
 
     def _open(self) -> dict[bytes, Any]:
+        self._life.check_open()
         if self._items is None:
             raise ClosedError("the batch has been committed or dropped: begin another")
         return self._items
@@ -41,7 +45,7 @@ class Batch:
     def put(self, key: bytes, value: Any) -> None:
         """Set `key` to `value`: bytes-like, or a readable binary stream of any length."""
         items = self._items
-        if items is None:
+        if items is None or self._life.ended:
             items = self._open()
         if type(key) is not bytes or len(key) > 65535:
             key = as_key(key)
@@ -81,6 +85,9 @@ class Batch:
         items, self._items = self._items, None
         if items:
             give_all_back(self._values, items)
+
+    def __reduce__(self) -> str:
+        raise not_copied(self)
 
     def __enter__(self) -> Self:
         self._open()

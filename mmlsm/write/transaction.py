@@ -67,9 +67,9 @@ class Transaction(Reader):
     # -- writing
 
     def _writable(self) -> ValueWriter:
+        self.life.check_open()
         if self._finished:
             raise ClosedError("the transaction has ended: begin another")
-        self.life.check_open()
         if not self._write or self._values is None:
             raise ReadOnlyError("this is a read transaction: begin(write=True) makes one that writes")
         if threading.get_ident() != self._thread:
@@ -137,12 +137,15 @@ class Transaction(Reader):
             yield
         except BaseException:
             if not self._finished and any(known is journal for known in self._journals):
-                for key, before in reversed(journal):
-                    self._take_back(key, before)
+                for inner in reversed(self._journals[depth - 1 :]):
+                    for key, before in reversed(inner):
+                        self._take_back(key, before)
                 del self._journals[depth - 1 :]
             raise
-        if not self._finished and any(known is journal for known in self._journals):
-            del self._journals[depth - 1 :]
+        if not self._finished:
+            if not self._journals or self._journals[-1] is not journal:
+                raise Error("savepoints end in turn, the innermost first: this is not the innermost that is open")
+            self._journals.pop()
             if self._journals:
                 self._journals[-1] += journal
             elif self._values is not None:
@@ -167,6 +170,7 @@ class Transaction(Reader):
     def commit(self, *, durability: Durability | None = None) -> int:
         """Commit; the seq. The transaction is over, also where this raises: StorageError says what is known."""
         if self._finished:
+            self.life.check_open()
             raise ClosedError("the transaction has ended: begin another")
         if self._write and threading.get_ident() != self._thread:
             raise Error("a write transaction belongs to the thread that began it: commit there, or abort")
@@ -181,7 +185,10 @@ class Transaction(Reader):
         """Commit, or drop all. Whatever cuts in, the lock is free and the transaction over before that comes out."""
         interrupted: BaseException | None = None
         try:
-            return 0 if items is None else self._commit(items, durability)
+            if items is None:
+                return 0
+            self.life.check_open()
+            return self._commit(items, durability)
         finally:
             if self._tenure is not None:
                 lock, tenure = self._tenure
@@ -209,6 +216,7 @@ class Transaction(Reader):
                 self._values.give_back(None if before is None else before.value)
 
     def __enter__(self) -> Self:
+        self.life.check_open()
         if self._finished:
             raise ClosedError("the transaction has ended: begin another")
         return self

@@ -67,6 +67,7 @@ class Worker(threading.Thread):
                 raise MemoryError(f"{self.name}: the thread ended before its first step")
         except BaseException as error:
             self._given_up = True
+            getattr(threading, "_limbo", {}).pop(self, None)
             if isinstance(error, RuntimeError):  # "can't start new thread"
                 raise MemoryError(f"{self.name}: {error}") from error
             raise

@@ -62,6 +62,20 @@ PLANTED = (
         ("unit/test_interrupted.py::test_a_write_struck_at_any_step_is_there_or_not",),
     ),
     Sabotage(
+        "batch-goes-on-in-a-forked-child", "11", "a forked child's batch takes writes",
+        "write/batch.py",
+        "        if items is None or self._life.ended:\n",
+        "        if items is None:\n",
+        ("unit/test_lifetime.py::test_in_children_forked_amid_commits_and_merges_each_call_says_so",),
+    ),
+    Sabotage(
+        "closed-file-keeps-its-descriptor", "6 10", "a closed database keeps the file, and its file system, in use",
+        "handle.py",
+        "        self._data = Descriptor(self.system, -1)\n",
+        "",
+        ("unit/test_lifetime.py::test_a_closed_database_holds_no_descriptor_and_no_map",),
+    ),
+    Sabotage(
         "writer-lock-not-taken", "10", "two processes write the same file",
         "descriptor.py",
         "        if not self._take(exclusive=True):\n",

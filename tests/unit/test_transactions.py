@@ -195,3 +195,57 @@ def test_writers_come_first_come_first_served(open_db: Any) -> None:
     for thread in threads:
         thread.join()
     assert order == [0, 1, 2, 3, 4]
+
+
+def test_a_cursor_shows_what_its_transaction_has_made_of_the_entry_it_stands_on(open_db: Any) -> None:
+    db = open_db()
+    db.update({b"%d" % i: b"old" for i in range(4)})
+    for flushed in (False, True):
+        if flushed:
+            db._engine.flush()
+        with db.begin(write=True) as transaction:
+            cursor = transaction.cursor()
+            assert cursor.seek(b"1")
+            transaction.put(b"1", b"newer")
+            assert (cursor.key, cursor.value, cursor.view, cursor.value_length) == (b"1", b"newer", b"newer", 5)
+            transaction.put(b"0", b"elsewhere")
+            assert cursor.item() == (b"1", b"newer")
+            transaction.delete(b"1")
+            assert not cursor.valid
+            for look in ("value", "view", "value_length"):
+                with pytest.raises(mmlsm.Error, match="deleted"):
+                    getattr(cursor, look)
+            assert cursor.next()
+            assert cursor.item() == (b"2", b"old")
+            assert cursor.prev()
+            assert cursor.item() == (b"0", b"elsewhere")
+            transaction.abort()
+
+
+def test_savepoints_that_end_out_of_turn_are_an_error_and_keep_all(open_db: Any) -> None:
+    db = open_db()
+    with db.begin(write=True) as transaction:
+        outer, inner = transaction.savepoint(), transaction.savepoint()
+        outer.__enter__()
+        transaction.put(b"outer", b"1")
+        inner.__enter__()
+        transaction.put(b"inner", b"1")
+        with pytest.raises(mmlsm.Error, match="in turn"):
+            outer.__exit__(None, None, None)
+        inner.__exit__(None, None, None)
+    assert list(db) == [b"inner", b"outer"]
+
+
+def test_a_savepoint_that_fails_takes_those_inside_it_back_too(open_db: Any) -> None:
+    db = open_db()
+    with db.begin(write=True) as transaction:
+        transaction.put(b"a", b"1")
+        outer, inner = transaction.savepoint(), transaction.savepoint()
+        outer.__enter__()
+        transaction.put(b"a", b"2")
+        inner.__enter__()
+        transaction.put(b"a", b"3")
+        transaction.put(b"b", b"3")
+        assert not outer.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+        assert list(transaction.items()) == [(b"a", b"1")]
+    assert list(db.items()) == [(b"a", b"1")]

@@ -1,0 +1,384 @@
+"""Handles past their end, in whatever thread or process; what outlives them, and that nothing else does."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+import multiprocessing
+import os
+import pickle
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmlsm
+import proof
+from commit_rig import eventually, in_threads
+from mmlsm.write.worker import Worker
+from rig.cycles import descriptors_of, held, leaks, lives
+from rig.lifetime import maps_of, of_mmlsm, tiny
+from rig.misuse import calls_on, handles_of, missing
+
+LINUX = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
+
+
+def filled(path: Path, **settings: Any) -> mmlsm.Database:
+    """A database with pairs in a segment, in the memtable, and a large value."""
+    db = tiny(path, **settings)
+    db.update({b"%03d" % i: b"v" * 50 for i in range(60)} | {b"a": b"1"})
+    db.put(b"large", bytes(2 << 20))
+    db._engine.flush()
+    db[b"b"] = b"2"
+    return db
+
+
+def refused(name: str, call: Callable[[], object], error: type[mmlsm.Error]) -> None:
+    """The call raises that, and nothing else."""
+    try:
+        call()
+    except error:
+        return
+    except BaseException as other:
+        raise AssertionError(f"{name} raised {other!r}") from other
+    raise AssertionError(f"{name} raised nothing")
+
+
+def test_every_public_call_has_a_case() -> None:
+    assert missing() == []
+
+
+def test_every_call_on_handles_of_a_closed_database_says_closed(path: Path) -> None:
+    db = filled(path)
+    handles, stream = handles_of(db), db.open_value(b"large")
+    assert stream is not None
+    transaction = db.begin(write=True)
+    db.close()
+    for name, call in [*calls_on([*handles, transaction]), ("stream.read", lambda: stream.read(100_000))]:
+        refused(name, call, mmlsm.ClosedError)
+    for handle in (*handles[1:5], transaction):
+        getattr(handle, "abort" if handle is transaction else "drop" if handle is handles[3] else "close")()
+    assert db.closed
+    with tiny(path) as again:
+        assert again[b"b"] == b"2"
+
+
+@pytest.mark.parametrize("how", ["close", "commit", "abort", "drop"])
+def test_every_call_on_a_handle_that_has_ended_says_closed(path: Path, how: str) -> None:
+    with filled(path) as db:
+        handles = [*handles_of(db)[1:5], db.begin(write=True)]
+        ended = [handle for handle in reversed(handles) if hasattr(handle, how)]
+        for handle in ended:
+            getattr(handle, how)()
+        for name, call in calls_on(ended):
+            refused(name, call, mmlsm.ClosedError)
+        assert db[b"b"] == b"2"
+
+
+def others_of(db: mmlsm.Database) -> list[Any]:
+    """Its other handles, none where it is empty or closed by now."""
+    try:
+        return handles_of(db)[1:]
+    except (mmlsm.ClosedError, AssertionError, StopIteration):
+        return []
+
+
+def test_every_call_beside_a_close_answers_or_says_closed(path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(3):
+        db = filled(path)
+        done = threading.Event()
+
+        def work(own: random.Random, db: mmlsm.Database = db, done: threading.Event = done) -> None:
+            while not done.is_set():
+                handles = [db, *others_of(db)]
+                calls = list(calls_on(handles))
+                own.shuffle(calls)
+                for _, call in calls:
+                    try:
+                        call()
+                    except (mmlsm.ClosedError, StopIteration, KeyError):
+                        pass
+                    except mmlsm.Error as error:
+                        if type(error) not in (mmlsm.Error, mmlsm.ReadOnlyError):  # moves of a shared cursor
+                            raise
+                if db.closed:
+                    return
+
+        def close(pause: float = rng.random() * 0.1, db: mmlsm.Database = db) -> None:
+            threading.Event().wait(pause)
+            db.close()
+
+        works = [lambda n=n: work(random.Random(n)) for n in range(4)]
+        try:
+            in_threads(close, *works, timeout=60)
+        finally:
+            done.set()
+        proof.prove_file(path)
+
+
+@pytest.mark.parametrize("again", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_no_handle_can_be_pickled_or_copied(path: Path, again: Any) -> None:
+    with filled(path) as db:
+        for handle in [*handles_of(db), db.begin(write=True), db.get_view(b"a")]:
+            with pytest.raises(TypeError, match=r"pickle|cop"):
+                again(handle)
+
+
+# -- forks
+
+
+def in_child(work: Any) -> int:
+    """Run it in a forked child; the child's exit code: 0 where it did not raise."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            os.write(2, f"in the child: {error!r}\n".encode())
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_in_children_forked_amid_commits_and_merges_each_call_says_so(path: Path, seed: int) -> None:
+    db = filled(path)
+    rng, stop = random.Random(seed), threading.Event()
+    view, large = db.get_view(b"a"), db.get_view(b"large")
+
+    def busy(number: int) -> None:
+        n = 0
+        while not stop.is_set():
+            n += 1
+            db[b"busy %d %d" % (number, n % 50)] = b"%d" % n * 30
+            if n % 20 == 0:
+                db.put(b"large %d" % number, bytes(2 << 20))
+            if n % 30 == number:
+                db.compact() if number else db.sync()
+
+    threads = [threading.Thread(target=busy, args=(number,), daemon=True) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(6):
+            stop.wait(rng.random() * 0.05)
+            handles = handles_of(db)
+            writing = db.begin(write=True)
+            writing.put(b"never", bytes(2 << 20))
+
+            def work(handles: list[Any] = handles, writing: Any = writing) -> None:
+                for name, call in [*calls_on([*handles, writing]), ("close", db.close)]:
+                    refused(name, call, mmlsm.ForkError)
+                writing.abort()
+                for handle in handles[1:5]:
+                    handle.drop() if isinstance(handle, mmlsm.Batch) else handle.close()
+                assert (view, large) == (b"1", bytes(2 << 20))
+                handles.clear()
+                gc.collect()
+                with pytest.raises(mmlsm.LockedError):
+                    mmlsm.open(path)
+
+            code = in_child(work)
+            writing.abort()
+            assert code == 0
+            db[b"parent"] = b"goes on"
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    db.close()
+    proof.prove_file(path)
+    assert (view, large) == (b"1", bytes(2 << 20))
+
+
+def test_a_child_forked_amid_a_close_waits_for_no_lock(path: Path) -> None:
+    db = filled(path)
+    with db._engine.close_lock, db._engine.values.gate.lock, db._engine.write_lock._guard:
+
+        def work() -> None:
+            with pytest.raises(mmlsm.ForkError):
+                db.close()
+
+        assert in_child(work) == 0
+    db.close()
+
+
+def child_of_multiprocessing(path: Path, answers: Any) -> None:
+    """Open for reading beside the parent's writer; a second writer is refused."""
+    try:
+        mmlsm.open(path)
+    except mmlsm.LockedError as error:
+        answers.put(error.pid)
+    with mmlsm.open(path, readonly=True) as db:
+        answers.put(db[b"a"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of fork beside threads
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_of_multiprocessing_open_anew(path: Path, method: str) -> None:
+    context = multiprocessing.get_context(method)
+    with filled(path) as db:
+        db.sync()
+        answers = context.Queue()
+        process = context.Process(target=child_of_multiprocessing, args=(path, answers))
+        process.start()
+        assert (answers.get(timeout=60), answers.get(timeout=60)) == (os.getpid(), b"1")
+        process.join(60)
+        assert process.exitcode == 0
+        db[b"parent"] = b"goes on"
+
+
+# -- exit
+
+EXITING = """
+import sys, threading, time, mmlsm
+from mmlsm.settings import Settings
+path, kind = sys.argv[1:]
+db = mmlsm.Database(path, Settings(durability="group", memtable_bytes=1 << 16, leaf_bytes=4096))
+held = [db.snapshot(), db.cursor(), iter(db.items()), db.begin(), db.batch()]
+ready = threading.Event()
+def work(number, ends):
+    for n in range(200 if ends else 1 << 60):
+        db[b"%d %d" % (number, n)] = b"%d" % n
+        if n == 50:
+            ready.set()
+        if n % 40 == 39:
+            db._engine.flush() if number else db.compact()
+        held.append(db.get_view(b"%d %d" % (number, n)))
+for number in range(3):
+    threading.Thread(target=work, args=(number, kind == "ending"), daemon=kind != "ending").start()
+ready.wait()
+db.put(b"promised", b"1")
+print("promised", flush=True)
+if kind == "transaction":
+    t = db.begin(write=True)
+    t.put(b"never", b"1")
+if kind == "raise":
+    raise SystemExit(0)
+if kind == "cycle":
+    cycle = [db]
+    cycle.append(cycle)
+    del db
+"""
+
+
+@pytest.mark.parametrize("kind", ["daemons", "ending", "transaction", "raise", "cycle"])
+def test_a_process_that_exits_with_all_open_ends_at_once_and_well(path: Path, kind: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", EXITING, path, kind],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "promised\n", "")
+    with mmlsm.open(path) as db:
+        assert db[b"promised"] == b"1"
+        assert b"never" not in db
+        assert len([key for key in db if key.startswith(b"1 ")]) == 200 or kind != "ending"
+        proof.prove(db)
+
+
+# -- views
+
+
+@LINUX
+def test_views_outlive_close_database_and_file_and_go_in_any_order(path: Path) -> None:
+    for order in itertools.permutations(range(4)):
+        db = filled(path)
+        things: list[Any] = [db, db.get_view(b"a"), db.get_view(b"large"), db.snapshot()]
+        del db
+        things[0].close()
+        path.unlink()
+        for step in order:
+            things[step] = None
+            gc.collect()
+            assert things[1] is None or things[1] == b"1"
+            assert things[2] is None or things[2][-3:].tobytes() == bytes(3)
+        assert maps_of(path) == 0
+        assert descriptors_of(path) == []
+
+
+def test_a_view_in_a_cycle_with_all_that_it_hangs_on_goes_with_it(path: Path) -> None:
+    db = filled(path)
+    cycle: list[Any] = [db, db.get_view(b"large"), db.snapshot(), db.cursor(), db.begin(write=True)]
+    cycle.append(cycle)
+    del db, cycle
+    gc.collect()
+    assert eventually(lambda: not of_mmlsm(), 20)
+    with mmlsm.open(path) as db:
+        assert db[b"a"] == b"1"
+        assert len(db.stats().pins) == 1
+
+
+def test_views_are_read_and_dropped_in_other_threads(path: Path) -> None:
+    with filled(path) as db:
+        views = [view for _ in range(50) for _, view in db.items(limit=20, views=True)]
+
+        def work() -> None:
+            while views:
+                try:
+                    view = views.pop()
+                except IndexError:
+                    return
+                assert view.tobytes() in (b"v" * 50, b"1")
+
+        db.put(b"a", b"other")
+        in_threads(*[work] * 4, lambda: db.compact(), timeout=60)
+        db.compact()
+        gc.collect()
+        assert [pin.install for pin in db.stats().pins][-1] == db.stats().install
+
+
+@LINUX
+def test_a_closed_database_holds_no_descriptor_and_no_map(path: Path) -> None:
+    db = filled(path)
+    list(db.items())
+    db.close()
+    assert descriptors_of(path) == []
+    assert maps_of(path) == 0
+    reading = tiny(path, readonly=True)
+    list(reading.items())
+    reading.close()
+    assert descriptors_of(path) == []
+    assert maps_of(path) == 0
+
+
+@LINUX
+def test_nothing_is_left_of_lives_in_a_row(path: Path) -> None:
+    lives(path, range(16))
+    before = held(path)
+    lives(path, range(96))
+    assert leaks(before, held(path), 96) == []
+
+
+# -- threads that do not start
+
+
+class Stillborn(Worker):
+    """Its thread ends before its first step, as where memory is short."""
+
+    def _bootstrap(self) -> None:
+        pass
+
+
+def test_a_thread_that_never_begins_is_an_error_and_no_hang(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmlsm.write.worker.START_S", 0.2)
+    with pytest.raises(MemoryError, match="first step"):
+        Stillborn("mmlsm-stillborn").start()
+    for name in ("writer.Writer", "merger.Merger"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"mmlsm.write.{name}._bootstrap", Stillborn._bootstrap)
+            with pytest.raises(MemoryError):
+                tiny(path)
+    assert of_mmlsm() == []
+    tiny(path).close()
