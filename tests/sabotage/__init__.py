@@ -13,6 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+CRASH_IMAGES = "sabotage/campaigns.py::test_crash_images"
+FAULTS = "sabotage/campaigns.py::test_faults"
+HISTORIES = "sabotage/campaigns.py::test_histories"
+DAMAGED_FILES = "sabotage/campaigns.py::test_damaged_files"
+
 
 class StaleError(Exception):
     """The source is no longer what a sabotage was written for."""
@@ -33,7 +38,8 @@ class Sabotage:
     old: str
     new: str
     tests: tuple[str, ...]
-    """What must go red, below tests/: pytest's names, the quickest first."""
+    """What must go red, below tests/, as pytest names it: the rig's campaigns first, and where they meet the bug by
+    chance only, or not within seconds, the exact test."""
     compiled: bool = False
     """Planted in the compiled module, for what interpreted code does not do."""
 

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     chosen = [known[name] for name in options.names or known]
     began = time.monotonic()
     with ThreadPoolExecutor(options.jobs) as pool:
-        sound = dict(pool.map(run_sound, files_of(chosen).items()))
+        sound = dict(pool.map(run_sound, parts_of(chosen).items()))
         outcomes = list(pool.map(run_planted, chosen))
     failed = report.show(chosen, outcomes, sound, time.monotonic() - began)
     if options.write is not None:
@@ -35,23 +35,24 @@ def main(arguments: list[str]) -> int:
     return int(failed)
 
 
-def files_of(chosen: list[Sabotage]) -> dict[tuple[str, bool], list[str]]:
-    """The tests that these name, once each, by their file and whether they are to run compiled."""
-    files: dict[tuple[str, bool], list[str]] = {}
+def parts_of(chosen: list[Sabotage]) -> dict[tuple[str, bool], list[str]]:
+    """The tests that these name, once each, by their file and whether they are to run compiled; campaigns alone."""
+    parts: dict[tuple[str, bool], list[str]] = {}
     for one in chosen:
         for test in one.tests:
-            known = files.setdefault((test.split("::")[0], one.compiled), [])
+            file = test.split("::")[0]
+            known = parts.setdefault((test if file.startswith("sabotage/") else file, one.compiled), [])
             if test not in known:
                 known.append(test)
-    return files
+    return parts
 
 
 def run_sound(part: tuple[tuple[str, bool], list[str]]) -> tuple[str, Outcome]:
-    """The tests of one file with the package as it is: all must pass, so that red means the sabotage."""
-    (file, compiled), tests = part
+    """Some tests with the package as it is: all must pass, so that red means the sabotage."""
+    (name, compiled), tests = part
     with copied(None, compiled=compiled) as root:
         outcome = run(root, tests)
-    name = f"{file}, compiled" if compiled else file
+    name += ", compiled" * compiled
     report.say(f"as it is: {name}", outcome)
     return name, outcome
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sabotage import Sabotage
+from sabotage import CRASH_IMAGES, HISTORIES, Sabotage
 
 PLANTED = (
     Sabotage(
@@ -13,7 +13,7 @@ PLANTED = (
             self._engine.commit(dict(pairs[: len(pairs) // 2]), durability)
             return self._engine.commit(dict(pairs[len(pairs) // 2 :]), durability)
 """,
-        ("unit/test_database.py::test_an_update_is_one_commit",),
+        (f"{CRASH_IMAGES}[creation in zeros]", "unit/test_database.py::test_an_update_is_one_commit"),
     ),
     Sabotage(
         "group-acknowledged-before-its-write", "1 7", "a group commit returns while its record is in memory only",
@@ -28,6 +28,7 @@ PLANTED = (
         "if not self._pending and ticket.mode == OFF:",
         "if ticket.mode == OFF:",
         (
+            HISTORIES,
             "unit/test_commit.py::"
             "test_ordering_passes_on_while_a_full_commit_is_written_and_publication_keeps_the_order",
         ),
@@ -79,20 +80,47 @@ PLANTED = (
         "write/writer.py",
         "        committer.write_out()\n        while committer.pins.published < table.last_seq:\n",
         "        while False:\n",
-        ("unit/test_recovery.py::test_what_is_not_yet_published_is_not_flushed",),
+        ("unit/test_installs.py::test_what_is_not_yet_published_is_not_flushed",),
     ),
     Sabotage(
         "sealed-memtable-not-read", "4 5", "get() looks into the newest memtable only",
         "read/reader.py",
         "        for table in state.tables:\n            if not table.entries:\n",
         "        for table in state.tables[:1]:\n            if not table.entries:\n",
-        ("unit/test_snapshots.py::test_point_reads_from_every_layer",),
+        (HISTORIES, "unit/test_snapshots.py::test_point_reads_from_every_layer"),
     ),
     Sabotage(
         "trimmed-under-a-snapshot", "4", "versions that an open snapshot sees are unlinked from the memtable",
         "write/memtable.py",
         "if newer.seq <= published and not pinned(pins, entry.seq, newer.seq):",
         "if newer.seq <= published:",
-        ("unit/test_memtable.py::test_a_pinned_version_stays_and_those_beside_it_go",),
+        (HISTORIES, "unit/test_memtable.py::test_a_pinned_version_stays_and_those_beside_it_go"),
+    ),
+    Sabotage(
+        "trimmed-under-a-reader", "4", "get() does not look whether what it should see was unlinked meanwhile",
+        "read/reader.py",
+        "            if self.floating and table.trimmed > seq:\n",
+        "            if False:\n",
+        ("unit/test_snapshots.py::test_a_get_whose_version_is_trimmed_under_it_reads_again",),
+    ),
+    Sabotage(
+        "flush-error-swallowed", "8", "who waits for a flush is not told that it fails",
+        "write/writer.py",
+        "            if (error := self.error) is not None and error is not earlier:\n                raise error\n",
+        "",
+        ("unit/test_installs.py::test_who_waits_for_a_flush_is_told_that_it_fails",),
+    ),
+    Sabotage(
+        "snapshot-state-before-its-seq", "4", "a snapshot says that it has a commit which its memtables lack",
+        "database.py",
+        """        pin = SeqPin(self._engine.pins)
+        state = self.state
+        if state is None:
+""",
+        """        state = self.state
+        pin = SeqPin(self._engine.pins)
+        if state is None:
+""",
+        ("unit/test_snapshots.py::test_what_is_sealed_while_a_snapshot_is_taken_is_in_it",),
     ),
 )  # fmt: skip

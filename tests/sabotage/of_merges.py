@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sabotage import Sabotage
+from sabotage import HISTORIES, Sabotage
 
 PLANTED = (
     Sabotage(
@@ -10,14 +10,17 @@ PLANTED = (
         "write/merge_run.py",
         "core.decide(any(segment.holds(key) for segment in self.older))",
         "core.decide(False)",
-        ("unit/test_merge.py::test_a_tombstone_stays_while_something_older_may_hold_its_key",),
+        (HISTORIES, "unit/test_merge.py::test_a_tombstone_stays_while_something_older_may_hold_its_key"),
     ),
     Sabotage(
         "flush-drops-tombstones", "1 4", "a flush drops tombstones though there is something below",
         "write/flush.py",
         "                if alone:\n",
         "                if True:\n",
-        ("unit/test_merge.py::test_a_tombstone_stays_while_something_older_may_hold_its_key",),
+        (
+            HISTORIES,
+            "unit/test_merge.py::test_a_tombstone_stays_while_something_older_may_hold_its_key",
+        ),
     ),
     Sabotage(
         "bottom-merged-as-the-newest", "1 4", "of a key in the bottom and above it the older value wins",
@@ -52,6 +55,24 @@ PLANTED = (
         "write/merge_inputs.py",
         "        if not alone or core.has_written(low):\n",
         "        if core.has_written(low):\n",
-        ("unit/test_merge_reuse.py::test_a_few_keys_into_a_huge_segment_write_their_leaves_and_ancestors",),
+        (
+            HISTORIES,
+            "unit/test_merge_reuse.py::test_a_few_keys_into_a_huge_segment_write_their_leaves_and_ancestors",
+        ),
+    ),
+    Sabotage(
+        "failed-install-keeps-its-pages", "8 12", "an install that fails does not give back its manifest's pages",
+        "write/store.py",
+        """            except BaseException:
+                for extent in own:
+                    self.allocator.give_back(extent)
+                raise
+            self._switch(channel, edit, draft, number)
+""",
+        """            except BaseException:
+                raise
+            self._switch(channel, edit, draft, number)
+""",
+        ("unit/test_installs.py::test_an_install_that_fails_gives_its_own_pages_back",),
     ),
 )  # fmt: skip

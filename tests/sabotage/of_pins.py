@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sabotage import Sabotage
+from sabotage import CRASH_IMAGES, HISTORIES, Sabotage
 
 PLANTED = (
     Sabotage(
@@ -17,7 +17,7 @@ PLANTED = (
         "space/reclaim.py",
         "        seen = at < len(pinned) and pinned[at] < retirement.died\n",
         "        seen = at < len(pinned) and pinned[at] < retirement.died - 1\n",
-        ("unit/test_reclaim.py::test_the_theory_of_the_crime",),
+        (HISTORIES, "unit/test_reclaim.py::test_the_theory_of_the_crime"),
     ),
     Sabotage(
         "birth-of-shared-pages-forgotten", "4 6", "a page counts as born with the last segment that has it",
@@ -38,7 +38,7 @@ PLANTED = (
         "write/pins.py",
         "            self._register.enter(holder, seq)\n",
         "",
-        ("unit/test_snapshots.py::test_a_snapshot_stays_as_it_was",),
+        (HISTORIES, "unit/test_snapshots.py::test_ranges_and_cursors_of_a_snapshot_outlive_it"),
     ),
     Sabotage(
         "cursor-does-not-share-the-pin", "4", "a range that outlives its snapshot is no longer pinned",
@@ -88,13 +88,16 @@ PLANTED = (
         "space/allocator.py",
         "                self._resize(tail.first)\n",
         "                self._resize(tail.first - 1)\n",
-        ("unit/test_database.py::test_space_comes_back_when_everything_is_deleted",),
+        (
+            f"{CRASH_IMAGES}[creation in zeros]",
+            "unit/test_database.py::test_space_comes_back_when_everything_is_deleted",
+        ),
     ),
     Sabotage(
         "value-freed-while-referred-to", "1 12", "a flush retires the large values that its segment refers to",
         "write/flush.py",
         "    dropped = [extent for extent in extents if extent not in flushed.kept]\n",
         "    dropped = list(extents)\n",
-        ("unit/test_recovery.py::test_a_commit_that_returned_survives_a_kill",),
+        (f"{CRASH_IMAGES}[overflow]", "unit/test_recovery.py::test_a_commit_that_returned_survives_a_kill"),
     ),
 )  # fmt: skip

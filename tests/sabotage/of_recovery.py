@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sabotage import Sabotage
+from sabotage import CRASH_IMAGES, FAULTS, Sabotage
 
 PLANTED = (
     Sabotage(
@@ -10,7 +10,7 @@ PLANTED = (
         "write/log_scan.py",
         "if len(payload) < header.length or checksum(payload) != header.payload_sum:",
         "if len(payload) < header.length:",
-        ("unit/test_recovery.py::test_the_tail_of_the_log_cut_anywhere_gives_a_prefix",),
+        (f"{CRASH_IMAGES}[creation]", "unit/test_recovery.py::test_the_tail_of_the_log_cut_anywhere_gives_a_prefix"),
     ),
     Sabotage(
         "log-chain-not-followed", "2", "records of another life of the log's pages are replayed",
@@ -24,14 +24,17 @@ PLANTED = (
         "write/recovery.py",
         "    used = used_pages(root, retired)\n    claimed = [*replay.log_extents, *replay.value_extents]\n",
         "    used = used_pages(root, retired)\n    claimed = [*replay.log_extents]\n",
-        ("unit/test_recovery.py::test_a_commit_that_returned_survives_a_kill",),
+        (f"{CRASH_IMAGES}[overflow]", "unit/test_recovery.py::test_a_commit_that_returned_survives_a_kill"),
     ),
     Sabotage(
         "log-not-protected", "2", "recovery gives the log's own pages away before its commits are in a segment",
         "write/recovery.py",
         "    used = used_pages(root, retired)\n    claimed = [*replay.log_extents, *replay.value_extents]\n",
         "    used = used_pages(root, retired)\n    claimed = [*replay.value_extents]\n",
-        ("unit/test_recovery.py::test_recovery_is_repeated_until_it_is_durable",),
+        (
+            f"{CRASH_IMAGES}[creation in zeros]",
+            "unit/test_recovery.py::test_recovery_is_repeated_until_it_is_durable",
+        ),
     ),
     Sabotage(
         "newest-slot-overwritten-first", "2", "the only good slot is written first, and torn by a crash",
@@ -45,35 +48,44 @@ PLANTED = (
         "engine.py",
         "        if not root.slots_agree:\n",
         "        if False:\n",
-        ("unit/test_recovery.py::test_one_superblock_is_enough_and_the_other_is_mended",),
+        (
+            f"{CRASH_IMAGES}[creation in zeros]",
+            "unit/test_recovery.py::test_one_superblock_is_enough_and_the_other_is_mended",
+        ),
     ),
     Sabotage(
         "seq-ceiling-not-written", "5", "numbers of commits that a crash took are given again",
         "engine.py",
         "self.last_seq = replay.seq if root.superblock.clean else max(replay.seq, root.superblock.seq_ceiling)",
         "self.last_seq = replay.seq",
-        ("unit/test_recovery.py::test_no_seq_is_given_twice_across_a_kill",),
+        (f"{CRASH_IMAGES}[creation in zeros]", "unit/test_recovery.py::test_no_seq_is_given_twice_across_a_kill"),
     ),
     Sabotage(
         "bitmap-without-the-new-pages", "2 12", "the durable bitmap calls the pages of a new segment free",
         "write/store.py",
         "bits = self.allocator.live_bits(extra_live=[*edit.commit, *own])",
         "bits = self.allocator.live_bits(extra_live=own)",
-        ("unit/test_recovery.py::test_a_commit_that_returned_survives_a_kill",),
+        (f"{CRASH_IMAGES}[creation in zeros]", "unit/test_recovery.py::test_a_commit_that_returned_survives_a_kill"),
     ),
     Sabotage(
         "bitmap-not-written", "2 12", "only new bitmap pages are written, never those that changed",
         "write/store.py",
         "changed.update(bits.changed_since(self.bits), range(len(present.bitmap), bits.page_count))",
         "changed.update(range(len(present.bitmap), bits.page_count))",
-        ("unit/test_database.py::test_space_comes_back_when_everything_is_deleted",),
+        (
+            f"{CRASH_IMAGES}[creation in zeros]",
+            "unit/test_database.py::test_space_comes_back_when_everything_is_deleted",
+        ),
     ),
     Sabotage(
         "old-manifest-leaks", "12", "the pages of the manifest before are never free again",
         "write/store.py",
         "        self.reclaimer.retire(draft.outdated, number, number)\n",
         "",
-        ("unit/test_database.py::test_a_small_store_overwritten_for_ever_stays_small",),
+        (
+            f"{CRASH_IMAGES}[creation in zeros]",
+            "unit/test_database.py::test_a_small_store_overwritten_for_ever_stays_small",
+        ),
     ),
     Sabotage(
         "unknown-version-taken", "12", "a file of another format version is opened as if it were ours",
@@ -121,6 +133,28 @@ PLANTED = (
         "channel.py",
         "            done += count\n",
         "            done = len(view)\n",
-        ("unit/test_file.py::test_short_and_interrupted_writes_are_gone_on_with",),
+        (
+            f"{FAULTS}[threads-pwrite-short-once]",
+            "unit/test_file.py::test_short_and_interrupted_writes_are_gone_on_with",
+        ),
+    ),
+    Sabotage(
+        "log-references-trusted", "2 3", "a record is replayed though the large value that it names was lost",
+        "write/recovery.py",
+        "scan = scan_log(file, log, lambda reference: is_sound(file, reference), root.superblock.seq)",
+        "scan = scan_log(file, log, None, root.superblock.seq)",
+        (f"{CRASH_IMAGES}[overflow]",),
+    ),
+    Sabotage(
+        "log-released-early", "1 2", "the log's pages are free before the flush that replaces them is durable",
+        "write/flush.py",
+        "    if not live:\n        commit += [*log_extents, *extents]\n",
+        """    if not live:
+        commit += extents
+        for extent in log_extents:
+            store.allocator.give_back(extent)
+        log_extents = []
+""",
+        (f"{CRASH_IMAGES}[off_commits]",),
     ),
 )  # fmt: skip

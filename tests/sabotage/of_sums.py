@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sabotage import Sabotage
+from sabotage import DAMAGED_FILES, Sabotage
 
 PLANTED = (
     Sabotage(
@@ -10,42 +10,42 @@ PLANTED = (
         "read/pages.py",
         "if not self.verify_never and checksum(data) != expected:",
         "if height and not self.verify_never and checksum(data) != expected:",
-        ("unit/test_segments.py::test_each_page_that_is_broken_is_named_or_the_answer_is_right",),
+        (DAMAGED_FILES, "unit/test_segments.py::test_each_page_that_is_broken_is_named_or_the_answer_is_right"),
     ),
     Sabotage(
         "parent-sum-not-checked", "9", "a damaged parent is descended through",
         "read/pages.py",
         "if not self.verify_never and checksum(data) != expected:",
         "if not height and not self.verify_never and checksum(data) != expected:",
-        ("unit/test_segments.py::test_each_page_that_is_broken_is_named_or_the_answer_is_right",),
+        (DAMAGED_FILES, "unit/test_segments.py::test_each_page_that_is_broken_is_named_or_the_answer_is_right"),
     ),
     Sabotage(
         "chunk-sum-not-checked", "9", "a damaged piece of a large value is given as it is",
         "read/pages.py",
         "if len(data) != size or (not verify_never and checksum(data) != sums[i]):",
         "if len(data) != size:",
-        ("unit/test_segments.py::test_each_page_that_is_broken_is_named_or_the_answer_is_right",),
+        (DAMAGED_FILES, "unit/test_segments.py::test_each_page_that_is_broken_is_named_or_the_answer_is_right"),
     ),
     Sabotage(
         "record-header-sum-not-checked", "2 9", "a damaged header of a log record is believed",
         "write/log_record.py",
         "if checksum(data[offset : offset + SUMMED_BYTES]) != header.sum:",
         "if False:",
-        ("unit/test_log.py::test_the_file_cut_or_spoilt_at_any_byte_gives_a_prefix",),
+        (DAMAGED_FILES, "unit/test_log.py::test_the_file_cut_or_spoilt_at_any_byte_gives_a_prefix"),
     ),
     Sabotage(
         "superblock-sum-not-checked", "2 9", "a damaged superblock is believed",
         "format/superblock.py",
         "    if not is_sealed(data):\n        raise CorruptionError(f\"superblock slot",
         "    if False:\n        raise CorruptionError(f\"superblock slot",
-        ("unit/test_superblock.py::test_damage_of_any_byte_is_a_typed_error",),
+        (DAMAGED_FILES, "unit/test_superblock.py::test_damage_of_any_byte_is_a_typed_error"),
     ),
     Sabotage(
         "manifest-sum-not-checked", "9", "a damaged manifest is believed",
         "format/manifest.py",
         "if expected_sum is not None and checksum(data) != expected_sum:",
         "if False:",
-        ("unit/test_manifest.py::test_damage_of_any_byte_is_caught_by_the_sum",),
+        (DAMAGED_FILES, "unit/test_manifest.py::test_damage_of_any_byte_is_caught_by_the_sum"),
     ),
     Sabotage(
         "proofs-not-forgotten", "9", "a page that is used again counts as proved, for what it held before",
@@ -53,5 +53,26 @@ PLANTED = (
         "    def _reserve(self, extent: Extent) -> None:\n        self._forget(*extent)\n",
         "    def _reserve(self, extent: Extent) -> None:\n",
         ("unit/test_segments.py::test_what_was_proved_is_forgotten_when_its_pages_are_promised_anew",),
+    ),
+    Sabotage(
+        "bitmap-sum-not-checked", "9 12", "a damaged bitmap is believed, and pages in use are given away",
+        "write/recovery.py",
+        "if len(bits_of_page) != PAGE or checksum(bits_of_page) != expected:",
+        "if len(bits_of_page) != PAGE:",
+        ("unit/test_segments.py::test_a_damaged_bitmap_is_named_before_its_pages_are_given_away",),
+    ),
+    Sabotage(
+        "structure-not-checked", "9", "offsets within a leaf are believed wherever they lead",
+        "read/pages.py",
+        "            code = leaf_fault(m8, len(data), limit, key_max)\n",
+        "            code = 0\n",
+        (DAMAGED_FILES,),
+    ),
+    Sabotage(
+        "sum-of-sums-not-checked", "9", "the sums of a large value are believed whatever became of them",
+        "read/pages.py",
+        "if len(data) != 8 * count or checksum(data) != reference.sum:",
+        "if len(data) != 8 * count:",
+        ("unit/test_views.py::test_an_extent_in_the_place_of_another_of_its_length_is_corruption",),
     ),
 )  # fmt: skip

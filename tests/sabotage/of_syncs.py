@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sabotage import Sabotage
+from sabotage import CRASH_IMAGES, FAULTS, Sabotage
 
 PLANTED = (
     Sabotage(
@@ -10,21 +10,27 @@ PLANTED = (
         "write/commit.py",
         "write = self._channel.pwrite_durably if durable and not sync_after else self._channel.pwrite",
         "write = self._channel.pwrite",
-        ("unit/test_commit.py::test_each_durability_does_its_io_and_no_more",),
+        (f"{CRASH_IMAGES}[creation in zeros]", "unit/test_commit.py::test_each_durability_does_its_io_and_no_more"),
     ),
     Sabotage(
         "references-not-synced", "1 2", "a large value is not synced before a durable record names it",
         "write/commit.py",
         "sync_first = durable and self._references_end > self.synced_end",
         "sync_first = False",
-        ("unit/test_commit.py::test_overflow_values_are_durable_before_a_durable_record_names_them",),
+        (
+            f"{CRASH_IMAGES}[overflow]",
+            "unit/test_commit.py::test_overflow_values_are_durable_before_a_durable_record_names_them",
+        ),
     ),
     Sabotage(
         "earlier-commits-not-synced", "1 2", "a full commit syncs its own record only, not those written before it",
         "write/commit.py",
         "sync_after = durable and not sync_first and self.written_end > self.synced_end",
         "sync_after = False",
-        ("unit/test_commit.py::test_a_full_commit_takes_unsynced_commits_before_it_along",),
+        (
+            f"{CRASH_IMAGES}[mixed_commits]",
+            "unit/test_commit.py::test_a_full_commit_takes_unsynced_commits_before_it_along",
+        ),
     ),
     Sabotage(
         "interval-not-synced", "1", "what group commits wrote is never synced",
@@ -38,14 +44,17 @@ PLANTED = (
         "write/commit.py",
         "                self._sync_channel.sync()\n",
         "                pass\n",
-        ("unit/test_recovery.py::test_what_each_durability_waits_for",),
+        (f"{CRASH_IMAGES}[group_commits]", "unit/test_recovery.py::test_what_each_durability_waits_for"),
     ),
     Sabotage(
         "install-not-synced", "1 2 3", "a superblock names a segment and a manifest that are not synced",
         "write/store.py",
         "                draft = self._write_manifest(channel, edit, number, own)\n                channel.sync()\n",
         "                draft = self._write_manifest(channel, edit, number, own)\n",
-        ("unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",),
+        (
+            f"{CRASH_IMAGES}[creation in zeros]",
+            "unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",
+        ),
     ),
     Sabotage(
         "superblock-before-manifest", "1 2 3", "the superblock is written before what it names is synced",
@@ -68,7 +77,10 @@ PLANTED = (
             self._switch(channel, edit, draft, number)
             channel.sync()
 """,
-        ("unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",),
+        (
+            f"{CRASH_IMAGES}[creation in zeros]",
+            "unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",
+        ),
     ),
     Sabotage(
         "first-slot-not-synced", "1 2", "the second slot is written before the first is durable",
@@ -76,7 +88,10 @@ PLANTED = (
         "                channel.pwrite_durably(slot * limits.PAGE_BYTES, image)\n",
         "                write = channel.pwrite if slot == self.slot_order[0] else channel.pwrite_durably\n"
         "                write(slot * limits.PAGE_BYTES, image)\n",
-        ("unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",),
+        (
+            f"{CRASH_IMAGES}[creation in zeros]",
+            "unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",
+        ),
     ),
     Sabotage(
         "second-slot-not-synced", "1 2", "pages are used again while the second slot may still name them",
@@ -84,42 +99,57 @@ PLANTED = (
         "                channel.pwrite_durably(slot * limits.PAGE_BYTES, image)\n",
         "                write = channel.pwrite if slot == self.slot_order[1] else channel.pwrite_durably\n"
         "                write(slot * limits.PAGE_BYTES, image)\n",
-        ("unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",),
+        (
+            f"{CRASH_IMAGES}[creation]",
+            "unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",
+        ),
     ),
     Sabotage(
         "second-slot-not-written", "1 2", "each generation goes into one slot only, over the one before",
         "write/store.py",
         "for slot in self.slot_order:",
         "for slot in self.slot_order[:1]:",
-        ("unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",),
+        (
+            f"{CRASH_IMAGES}[creation in zeros]",
+            "unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",
+        ),
     ),
     Sabotage(
         "creation-not-synced", "2", "a new file gets its name before its bytes are durable",
         "file.py",
         "        write_all(system.pwrite, unnamed.fd, image, 0)\n        system.sync(unnamed.fd)\n",
         "        write_all(system.pwrite, unnamed.fd, image, 0)\n",
-        ("unit/test_file_creation.py::test_a_name_is_durable_before_the_opener_can_commit",),
+        (
+            f"{CRASH_IMAGES}[creation]",
+            "unit/test_file_creation.py::test_a_name_is_durable_before_the_opener_can_commit",
+        ),
     ),
     Sabotage(
         "directory-not-synced", "1", "the name of a new file is not durable when its first commit returns",
         "file.py",
         "            directory_sync(os.path.dirname(os.path.realpath(shown)), system)\n",
         "",
-        ("unit/test_file_creation.py::test_a_name_is_durable_before_the_opener_can_commit",),
+        (
+            f"{CRASH_IMAGES}[creation in place]",
+            "unit/test_file_creation.py::test_a_name_is_durable_before_the_opener_can_commit",
+        ),
     ),
     Sabotage(
         "durable-write-falls-back-to-none", "1 2", "where the system has no durable write there is no sync instead",
         "channel.py",
         "        self.pwrite(offset, data)\n        self.sync()\n",
         "        self.pwrite(offset, data)\n",
-        ("unit/test_file.py::test_where_there_is_no_durable_write_a_write_and_a_sync_do",),
+        (
+            f"{CRASH_IMAGES}[full commits without durable writes]",
+            "unit/test_file.py::test_where_there_is_no_durable_write_a_write_and_a_sync_do",
+        ),
     ),
     Sabotage(
         "close-without-flush", "1", "close() leaves a clean file without the last memtable",
         "closing.py",
         "    if not engine.closing_errors:\n        engine.flush()\n",
         "    pass\n",
-        ("unit/test_database.py::test_what_was_put_is_there_after_close",),
+        (f"{CRASH_IMAGES}[creation in zeros]", "unit/test_database.py::test_what_was_put_is_there_after_close"),
     ),
     Sabotage(
         "failed-sync-retried", "7", "a sync that failed is tried once more, and believed",
@@ -132,14 +162,20 @@ PLANTED = (
         except OSError:
             self._system.sync(self._descriptor.fd)
 """,
-        ("unit/test_file.py::test_a_failed_sync_in_one_channel_is_final_for_all",),
+        (
+            f"{FAULTS}[threads-sync-cached-once]",
+            "unit/test_file.py::test_a_failed_sync_in_one_channel_is_final_for_all",
+        ),
     ),
     Sabotage(
         "failed-durable-write-retried", "7", "a durable write that failed is followed by a plain one and a sync",
         "channel.py",
         "if isinstance(error, MemoryError) or error.errno not in UNSUPPORTED:\n",
         "if isinstance(error, MemoryError):\n",
-        ("unit/test_file.py::test_a_failed_sync_in_one_channel_is_final_for_all",),
+        (
+            f"{FAULTS}[threads-pwrite_durably-EIO-once]",
+            "unit/test_file.py::test_a_failed_sync_in_one_channel_is_final_for_all",
+        ),
     ),
     Sabotage(
         "failed-sync-of-another-thread-ignored", "7", "a sync that succeeds acknowledges what another's failure lost",
@@ -153,6 +189,16 @@ PLANTED = (
         "handle.py",
         "            if self.failure is None:\n                self.failure = failure\n",
         "            pass\n",
-        ("unit/test_file.py::test_a_failed_sync_in_one_channel_is_final_for_all",),
+        (
+            f"{FAULTS}[threads-sync-EIO-once]",
+            "unit/test_file.py::test_a_failed_sync_in_one_channel_is_final_for_all",
+        ),
+    ),
+    Sabotage(
+        "blank-file-not-synced", "2", "an empty file is made a database and its second slot is not synced",
+        "handle.py",
+        "            channel.pwrite(PAGE_BYTES, image[PAGE_BYTES:])\n            channel.sync()\n",
+        "            channel.pwrite(PAGE_BYTES, image[PAGE_BYTES:])\n",
+        (f"{CRASH_IMAGES}[creation in place]",),
     ),
 )  # fmt: skip

@@ -24,7 +24,7 @@ from pathlib import Path
 from sabotage import Sabotage
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
-LIMIT_S = 300.0
+LIMIT_S = 600.0
 """For all tests of one sabotage, and for all tests of one file with the package as it is."""
 TEST_LIMIT_S = 60
 """For each test that does not say otherwise of itself."""

@@ -1,12 +1,21 @@
-"""Installs beside each other and beside seals: none is lost to another (I2 of write/store.py)."""
+"""Flushes and installs beside commits and each other: none is lost to another, none comes too early."""
 
 from __future__ import annotations
 
+import errno
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+import mmlsm
 from commit_rig import in_threads
+from mmlsm.file import System
+from mmlsm.limits import HEADER_PAGES, PAGE_BYTES
+from mmlsm.settings import Settings
 from mmlsm.write.store import Edit
 
 PATIENCE_S = 20
@@ -42,6 +51,32 @@ def test_one_install_waits_for_the_other(open_db: Any) -> None:
     assert db[b"a"] == b"1"
 
 
+def test_an_install_that_fails_gives_its_own_pages_back(open_db: Any) -> None:
+    """I3 of write/store.py, wherever it fails before the superblock."""
+    db = open_db(auto_merge=False)
+    db[b"a"] = b"1"
+    db._engine.flush()
+    store, full = db._engine.store, mmlsm.StorageError(errno.ENOSPC, "no space")
+    before = store.allocator.counts().reserved
+    for writes in range(3):
+        channel = store.file.channel()
+        outcomes = iter([None] * writes)
+        plain, sync = channel.pwrite, channel.sync
+        channel.pwrite = lambda *a, plain=plain, outcomes=outcomes: plain(*a, *fail_after(outcomes, full))
+        channel.sync = lambda sync=sync, outcomes=outcomes: sync(*fail_after(outcomes, full))
+        with pytest.raises(mmlsm.StorageError):
+            store.install(channel, Edit(unchanged))
+        assert store.allocator.counts().reserved == before, f"after {writes} writes"
+    assert store.install(store.file.channel(), Edit(unchanged)) == store.manifest.install
+
+
+def fail_after(outcomes: Iterator[None], error: Exception) -> tuple[()]:
+    """Nothing, as long as there are outcomes; then the error."""
+    for _ in outcomes:
+        return ()
+    raise error
+
+
 def test_a_memtable_that_is_sealed_during_an_install_is_not_lost(open_db: Any, monkeypatch: Any) -> None:
     db = open_db(auto_merge=False)
     db[b"a"] = b"1"
@@ -74,3 +109,72 @@ def test_a_memtable_that_is_sealed_during_an_install_is_not_lost(open_db: Any, m
         assert len(tables) == 2
     db[b"b"] = b"2"
     assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
+
+
+class Gated(System):
+    """Writes to the log wait for `go`; all writes fail with `refusal`, when there is one."""
+
+    def __init__(self) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.go.set()
+        self.refusal: OSError | None = None
+
+    def pwrite(self, fd: int, data: memoryview, offset: int) -> int:
+        if self.refusal is not None:
+            raise self.refusal
+        return super().pwrite(fd, data, offset)
+
+    def pwrite_durably(self, fd: int, data: memoryview, offset: int) -> int:
+        if offset >= HEADER_PAGES * PAGE_BYTES:
+            self.reached.set()
+            assert self.go.wait(PATIENCE_S)
+        return super().pwrite_durably(fd, data, offset)
+
+
+def test_what_is_not_yet_published_is_not_flushed(path: Path) -> None:
+    """R7: a commit that waits for its sync is in a memtable that is full; readers see it when it is durable."""
+    system = Gated()
+    db = mmlsm.Database(path, Settings(durability="off", memtable_bytes=4096, debug=True), system)
+    db[b"first"] = b"1"
+    db.sync()
+    system.reached.clear()
+    system.go.clear()
+    full = threading.Thread(target=db._engine.commit, args=({b"full": b"2"}, "full"), daemon=True)
+    full.start()
+    assert system.reached.wait(PATIENCE_S)
+    later = threading.Thread(target=db.put, args=(b"off", bytes(5000)), daemon=True)
+    later.start()
+    try:
+        for _ in range(20):
+            assert (db.get(b"full"), db.get(b"off")) == (None, None)
+            assert list(db) == [b"first"]
+            time.sleep(0.005)
+    finally:
+        system.go.set()
+    full.join(PATIENCE_S)
+    later.join(PATIENCE_S)
+    assert list(db) == [b"first", b"full", b"off"]
+    db.close()
+
+
+def test_who_waits_for_a_flush_is_told_that_it_fails(path: Path) -> None:
+    system = Gated()
+    db = mmlsm.Database(path, Settings(durability="off", auto_merge=False), system)
+    db[b"a"] = bytes(5000)
+    db.sync()
+    told: list[BaseException] = []
+
+    def flush() -> None:
+        try:
+            db._engine.flush()
+        except BaseException as error:
+            told.append(error)
+
+    system.refusal = OSError(errno.ENOSPC, "no space")
+    waiting = threading.Thread(target=flush)
+    waiting.start()
+    waiting.join(10)
+    system.refusal = None
+    waiting.join(PATIENCE_S)
+    assert [type(error) for error in told] == [mmlsm.StorageError]
+    db.close()

@@ -7,8 +7,6 @@ import io
 import os
 import random
 import shutil
-import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -240,39 +238,6 @@ def test_an_install_syncs_before_each_superblock_and_writes_both(path: Path, not
         assert "durable" in calls[i] or ("sync", -1) in calls[i + 1 : i + 2], "each is durable before the next step"
     last_data = max(i for i, (name, at) in enumerate(calls) if name == "write" and at > PAGE_BYTES)
     assert any(name == "sync" for name, _ in calls[last_data : slots[0]]), "the data is synced before it is named"
-    db.close()
-
-
-def test_what_is_not_yet_published_is_not_flushed(path: Path, noting: Noting) -> None:
-    """R7: a commit that waits for its sync is in a memtable that is full; readers see it when it is durable."""
-    db = mmlsm.Database(path, Settings(durability="off", memtable_bytes=4096, debug=True))
-    db[b"first"] = b"1"
-    written, go = threading.Event(), threading.Event()
-    plain = noting.pwrite_durably
-
-    def late(fd: int, data: memoryview, offset: int) -> int:
-        if offset > 2 * PAGE_BYTES:  # the log's; the superblock's go on
-            written.set()
-            assert go.wait(20)
-        return plain(fd, data, offset)
-
-    noting.pwrite_durably = late  # type: ignore[method-assign]
-    db.sync()
-    full = threading.Thread(target=db._engine.commit, args=({b"full": b"2"}, "full"), daemon=True)
-    full.start()
-    assert written.wait(20)
-    later = threading.Thread(target=db.put, args=(b"off", bytes(5000)), daemon=True)
-    later.start()
-    try:
-        for _ in range(20):
-            assert (db.get(b"full"), db.get(b"off")) == (None, None)
-            assert list(db) == [b"first"]
-            time.sleep(0.005)
-    finally:
-        go.set()
-    full.join(20)
-    later.join(20)
-    assert list(db) == [b"first", b"full", b"off"]
     db.close()
 
 

@@ -204,3 +204,19 @@ def test_what_was_proved_is_forgotten_when_its_pages_are_promised_anew() -> None
     for read in (reader.get, reader.get_view, reader.ceiling):
         with pytest.raises(CorruptionError):
             read(b"07")
+
+
+@pytest.mark.unproved
+def test_a_damaged_bitmap_is_named_before_its_pages_are_given_away(path: Path) -> None:
+    with mmlsm.open(path) as db:
+        db.update({b"%03d" % i: bytes(100) for i in range(400)})
+    with mmlsm.open(path) as db:
+        page = db._engine.store.manifest.bitmap[0][0]
+    data = bytearray(path.read_bytes())
+    data[page * PAGE_BYTES] &= 0b11000111  # pages in use count as free
+    path.write_bytes(data)
+    for readonly in (True, False):
+        with pytest.raises(mmlsm.CorruptionError) as caught:
+            mmlsm.open(path, readonly=readonly)
+        assert caught.value.page == page
+    assert path.read_bytes() == data

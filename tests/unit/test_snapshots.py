@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import mmlsm
+from mmlsm import database
 from mmlsm.read.entries import EntryTable
 from mmlsm.read.reader import Reader, ReadState
 
@@ -190,3 +191,20 @@ def test_a_get_whose_version_is_trimmed_under_it_reads_again(open_db: Any) -> No
     reader = Reader(state, 3, db.life, False, True)
     assert reader.get(b"k") == b"newest"
     assert seqs == [3, 5]
+
+
+def test_what_is_sealed_while_a_snapshot_is_taken_is_in_it(open_db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seq before the state: so no commit up to its seq is missing (I1 of read/reader.py)."""
+    db = open_db(memtable_bytes=4096, auto_merge=False)
+    db[b"a"] = b"1"
+    plain = database.SeqPin
+
+    def overtaken(pins: Any) -> Any:
+        db[b"a"] = bytes(5000)  # fills the memtable
+        db[b"b"] = b"2"
+        return plain(pins)
+
+    monkeypatch.setattr(database, "SeqPin", overtaken)
+    snapshot = db.snapshot()
+    assert snapshot.seq == db.seq
+    assert dict(snapshot.items()) == dict(db.items()) == {b"a": bytes(5000), b"b": b"2"}

@@ -286,3 +286,21 @@ def test_no_space_for_a_stream_leaves_the_database_as_it_was(open_db: Any, monke
     assert b"big" not in db
     db.put(b"big", Trickle(bytes(8 << 20)))
     assert db.value_length(b"big") == 8 << 20
+
+
+@pytest.mark.unproved
+def test_an_extent_in_the_place_of_another_of_its_length_is_corruption(path: Path) -> None:
+    """Its own sums stand behind it and are right: only the reference knows that they are another's (R3)."""
+    values = [filled(300_000 + i)[:300_000] for i in range(2)]
+    with mmlsm.open(path) as db:
+        for key, value in zip((b"a", b"b"), values, strict=True):
+            db.put(key, io.BytesIO(value))
+    data = bytearray(path.read_bytes())
+    a, b = (data.index(value) for value in values)
+    size = 300_000 + 5 * 8
+    data[a : a + size], data[b : b + size] = data[b : b + size], data[a : a + size]
+    path.write_bytes(data)
+    with mmlsm.open(path) as db:
+        for key in (b"a", b"b"):
+            with pytest.raises(CorruptionError):
+                db.get(key)
