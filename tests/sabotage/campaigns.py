@@ -63,5 +63,5 @@ def test_damaged_files(tmp_path: Path) -> None:
     place = tmp_path / "seeds"
     save(make_seeds(tmp_path, 0), place)
     with Crew(place, 0, tmp_path) as crew:
-        crew.run(0, 600, lambda: not crew.findings)
+        crew.run(0, 1000, lambda: not crew.findings)
     assert not crew.findings, crew.findings[0]

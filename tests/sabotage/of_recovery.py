@@ -157,4 +157,18 @@ PLANTED = (
 """,
         (f"{CRASH_IMAGES}[off_commits]",),
     ),
+    Sabotage(
+        "reclaimed-before-durable", "1 2 12", "pages are free, and cut off, before the superblock that frees them",
+        "write/store.py",
+        "            self._switch(channel, edit, draft, number)\n            try:\n"
+        "                self._adopt(edit, draft, own, version)\n",
+        """\
+            try:
+                self._adopt(edit, draft, own, version)
+                self.reclaimer.reclaim(number)
+                self.allocator.truncate()
+                self._switch(channel, edit, draft, number)
+""",
+        (f"{CRASH_IMAGES}[emptied]", f"{CRASH_IMAGES}[creation in place]"),
+    ),
 )  # fmt: skip

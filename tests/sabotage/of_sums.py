@@ -75,4 +75,33 @@ PLANTED = (
         "if len(data) != 8 * count:",
         ("unit/test_views.py::test_an_extent_in_the_place_of_another_of_its_length_is_corruption",),
     ),
+    Sabotage(
+        "filter-not-proved", "9", "a damaged filter says of keys that they are not there",
+        "read/segment.py",
+        "            self.prove_extent(self.record.filter)\n",
+        "            pass\n",
+        (DAMAGED_FILES,),
+    ),
+    Sabotage(
+        "verify-skips-large-values", "9", "verify() finds no damage in large values",
+        "check.py",
+        "            for _ in read_chunks(self.file, reference, 0, reference.length):\n",
+        "            for _ in ():\n",
+        (DAMAGED_FILES,),
+    ),
+    Sabotage(
+        "merge-takes-damage-over", "9", "a merge reads leaves unproved, and what it writes has right sums",
+        "write/merge_walk.py",
+        "        self.segment.touch_nodes([(leaf.page, leaf.pages, leaf.sum) for leaf in leaves], 0)\n",
+        "",
+        (DAMAGED_FILES,),
+    ),
+    Sabotage(
+        "compiled-structure-not-checked", "9", "offsets within a leaf are believed wherever they lead, in C",
+        "read/pages.py",
+        "code = leaf_fault(m8, len(data), limit, key_max)",
+        "code = 0",
+        (DAMAGED_FILES,),
+        compiled=True,
+    ),
 )  # fmt: skip

@@ -201,4 +201,11 @@ PLANTED = (
         "            channel.pwrite(PAGE_BYTES, image[PAGE_BYTES:])\n",
         (f"{CRASH_IMAGES}[creation in place]",),
     ),
+    Sabotage(
+        "blank-file-size-not-synced", "2", "an empty file has a first page of a database before it has the size of one",
+        "handle.py",
+        "            self.resize(len(image) // PAGE_BYTES)\n            channel.sync()\n",
+        "            self.resize(len(image) // PAGE_BYTES)\n",
+        (f"{CRASH_IMAGES}[creation in zeros]",),
+    ),
 )  # fmt: skip

@@ -26,6 +26,8 @@ from sabotage import Sabotage
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 LIMIT_S = 600.0
 """For all tests of one sabotage, and for all tests of one file with the package as it is."""
+LINGER_S = 3.0
+"""So long a process may go on after its last word."""
 TEST_LIMIT_S = 60
 """For each test that does not say otherwise of itself."""
 
@@ -98,22 +100,29 @@ def run(root: Path, tests: list[str], limit_s: float = LIMIT_S) -> Outcome:
     }
     environment |= {"PYTHONPATH": str(root), "PYTHONSAFEPATH": "1", "COLUMNS": "300", "NO_COLOR": "1"}
     began = time.monotonic()
-    with (root / "output").open("w+") as output:
+    place = root / "output"
+    with place.open("w") as output:
         process = subprocess.Popen(
             command, cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            code: int | None = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            code = None
+            code = exit_code(process, place, began + limit_s)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        seconds = time.monotonic() - began
-        output.seek(0)
-        return judged(code, output.read(), seconds)
+    return judged(code, place.read_text(errors="replace"), time.monotonic() - began)
+
+
+def exit_code(process: subprocess.Popen[bytes], output: Path, deadline: float) -> int | None:
+    """What it ends with; None when it does not, in time or once it has said what was red: threads may be left."""
+    while (left := deadline - time.monotonic()) > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(min(left, 1))
+        if RED.search(output.read_text(errors="replace")):
+            deadline = min(deadline, time.monotonic() + LINGER_S)
+    return None
 
 
 def judged(code: int | None, output: str, seconds: float) -> Outcome:
