@@ -8,8 +8,8 @@ I2. Every change names pages that are in the state it takes them from, all of th
     AssertionError, nothing changed.
 I3. The file has `total` pages: it grows at a reservation and shrinks at `truncate`. When the file refuses, nothing
     changed; where a growth was cut off and the file refuses to shrink again, it is longer, until the next of either.
-I4. A change that is cut off at any step, by Ctrl-C or for want of memory, changed nothing: what is reserved is noted
-    before and goes back to that, and what is free is then made anew from the rest.
+I4. A change that is cut off at any step, by Ctrl-C or for want of memory, changed nothing: what is reserved near it is
+    noted before and goes back to that, and what is free is then made anew from the rest.
 I5. No page is reserved with a verified byte left from its last life (R4), nor with anything else that is remembered of
     it: `on_reserve`.
 """
@@ -47,6 +47,10 @@ class SpaceCounts:
     growths: int
     truncations: int
     truncated: int
+
+
+Noted = tuple[tuple[int, int], list[Extent]]
+"""An extent that is changed, and what was reserved at and beside it before."""
 
 
 @dataclass(slots=True)
@@ -95,8 +99,9 @@ class Allocator:
                 )
         self._live.resize(self._total)
         self._live.set(0, limits.HEADER_PAGES)
-        self._reserved_before: dict[int, int] = {}
-        self._claims: ExtentSet | None = None
+        self._claims = ExtentSet()
+        self._before: Noted | None = None
+        self._broken: Noted | None = None
         self._gaps: FreeExtents | None = None
         self._live_pages = self._live.used_pages() - limits.HEADER_PAGES
         self._reservations = self._given_back = self._growths = self._truncations = self._truncated = 0
@@ -105,11 +110,16 @@ class Allocator:
 
     @property
     def _reserved(self) -> ExtentSet:
-        """What is reserved."""
-        claims = self._claims
-        if claims is None:
-            claims = self._claims = ExtentSet(self._reserved_before.items())
-        return claims
+        """What is reserved; made anew after a change that was cut off (I4)."""
+        broken = self._broken
+        if broken is not None:
+            (first, count), before = broken
+            low = min(first, *(one.first for one in before)) if before else first
+            high = max(first + count, *(one.end for one in before)) if before else first + count
+            # The order of a SortedDict may be broken, what it holds as a dict is not.
+            others = [one for one in dict.items(self._claims._counts) if not low <= one[0] < high]
+            self._claims, self._broken = ExtentSet([*others, *before]), None
+        return self._claims
 
     @property
     def _free(self) -> FreeExtents:
@@ -155,7 +165,7 @@ class Allocator:
         """
         assert 0 < least <= most, f"reserve {least} to {most} pages"
         with self._lock:
-            before = self._note()
+            self._before = None
             try:
                 found = (self._free.smallest(most) if self._best else None) or self._free.earliest(least)
                 if found is None or found.end == self._total:
@@ -170,7 +180,7 @@ class Allocator:
                 if claim is not None:
                     claim.extent = extent
             except BaseException:
-                self._undo(before)
+                self._undo()
                 raise
             return extent
 
@@ -182,7 +192,7 @@ class Allocator:
         assert count > 0
         with self._lock:
             assert self._reserved.holds(*extent), f"{extent} is not reserved (I2)"
-            before = self._note()
+            self._before = None
             try:
                 after = self._free.around(extent.end)
                 room = after.count if after else 0
@@ -195,36 +205,39 @@ class Allocator:
                 if claim is not None:
                     claim.extent = longer
             except BaseException:
-                self._undo(before)
+                self._undo()
                 raise
             return longer
 
     def give_back(self, extent: tuple[int, int], claim: Claim | None = None, left: Extent | None = None) -> None:
         """Pages that were reserved and not used, all or a part, are free again; `left` is what `claim` then has."""
         with self._lock:
-            before, free = self._note(), self._free
+            self._before = None
             try:
+                self._note(extent)
+                free = self._free
                 self._reserved.remove(*extent)
                 free.add(*extent)
                 self._given_back += extent[1]
                 if claim is not None:
                     claim.extent = left
             except BaseException:
-                self._undo(before)
+                self._undo()
                 raise
 
     def commit(self, extent: tuple[int, int]) -> None:
         """Reserved pages, a part or the whole, are live from now on."""
         with self._lock:
-            before, live = self._note(), self._live_pages
+            self._before, live = None, self._live_pages
             assert self._reserved.holds(*extent), f"{extent} is not reserved (I2)"
             try:
+                self._note(extent)
                 self._reserved.remove(*extent)
                 self._live.set(*extent)
                 self._live_pages = live + extent[1]
             except BaseException:
                 self._live.clear(*extent)
-                self._undo(before)
+                self._undo()
                 raise
 
     def free(self, extent: tuple[int, int]) -> None:
@@ -235,14 +248,14 @@ class Allocator:
             assert self._live.all_set(first, count), f"extent ({first}, {count}) is not live (I2)"
             if self._poison is not None:
                 self._poison(Extent(first, count))
-            before, live = self._note(), self._live_pages
+            self._before, live = None, self._live_pages
             try:
                 self._free.add(first, count)
                 self._live.clear(first, count)
                 self._live_pages = live - count
             except BaseException:
                 self._live.set(first, count)
-                self._undo(before)
+                self._undo()
                 raise
 
     def truncate(self) -> int:
@@ -251,14 +264,14 @@ class Allocator:
             tail = self._tail()
             if tail is None:
                 return 0
-            before = self._note()
+            self._before = None
             try:
                 self._resize(tail.first)
                 self._free.remove(*tail)
                 self._live.resize(tail.first)
                 self._total = tail.first
             except BaseException:
-                self._undo(before)
+                self._undo()
                 raise
             self._truncations += 1
             self._truncated += tail.count
@@ -361,16 +374,19 @@ class Allocator:
         self._total = pages
         self._growths += 1
 
-    def _note(self) -> dict[int, int]:
-        """What is reserved now, for `_undo`. Cost: a copy of a few extents."""
-        return dict.copy(self._reserved._counts)
+    def _note(self, extent: tuple[int, int]) -> None:
+        """What is reserved at and beside an extent that is about to be reserved or not any more, for `_undo`."""
+        self._before = extent, self._reserved.touching(*extent)
 
-    def _undo(self, reserved: dict[int, int]) -> None:
+    def _undo(self) -> None:
         """Go back to that (I4), as soon as somebody asks: no call is made here, so nothing can fail or cut in."""
-        self._reserved_before, self._claims, self._gaps = reserved, None, None
+        self._gaps = None
+        if self._before is not None:
+            self._broken = self._before
 
     def _reserve(self, extent: Extent) -> None:
         self._forget(*extent)
+        self._note(extent)
         self._free.remove(*extent)
         self._reserved.add(*extent)
         if self.on_reserve is not None:

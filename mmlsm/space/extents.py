@@ -79,6 +79,17 @@ class ExtentSet:
         extent = self.around(first)
         return extent is not None and first + count <= extent.end
 
+    def touching(self, first: int, count: int) -> list[Extent]:
+        """The extents that have some of these pages, or a page beside them, in order."""
+        counts, found = self._counts, []
+        for i in range(max(0, counts.bisect_right(first) - 1), len(counts)):
+            extent = Extent(*counts.peekitem(i))
+            if extent.first > first + count:
+                break
+            if extent.end >= first:
+                found.append(extent)
+        return found
+
     def add(self, first: int, count: int) -> None:
         """Add pages of which none is in the set."""
         assert count > 0, f"extent ({first}, {count}) has no pages"

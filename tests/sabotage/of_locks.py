@@ -29,8 +29,8 @@ PLANTED = (
     Sabotage(
         "allocator-lock-not-taken", "12", "two threads reserve the same pages",
         "space/allocator.py",
-        "        with self._lock:\n            before = self._note()\n            try:\n                found = (",
-        "        if True:\n            before = self._note()\n            try:\n                found = (",
+        "        with self._lock:\n            self._before = None\n            try:\n                found = (",
+        "        if True:\n            self._before = None\n            try:\n                found = (",
         ("unit/test_free_space.py::test_reservations_of_many_threads_never_overlap",),
     ),
     Sabotage(
