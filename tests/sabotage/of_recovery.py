@@ -143,7 +143,10 @@ PLANTED = (
         "write/recovery.py",
         "scan = scan_log(file, log, lambda reference: is_sound(file, reference), root.superblock.seq)",
         "scan = scan_log(file, log, None, root.superblock.seq)",
-        (f"{CRASH_IMAGES}[overflow]",),
+        (
+            f"{CRASH_IMAGES}[overflow]",
+            "unit/test_recovery.py::test_the_log_ends_before_a_commit_whose_large_value_was_lost",
+        ),
     ),
     Sabotage(
         "log-released-early", "1 2", "the log's pages are free before the flush that replaces them is durable",

@@ -134,6 +134,22 @@ def test_the_tail_of_the_log_cut_anywhere_gives_a_prefix(path: Path) -> None:
     assert len(lengths) > 4
 
 
+def test_the_log_ends_before_a_commit_whose_large_value_was_lost(path: Path) -> None:
+    """R2: in `group` a record may have come through a power cut without the extent that it names."""
+    copy, large = path.with_name("copy.db"), random.Random(1).randbytes(200_000)
+    with mmlsm.Database(path, Settings(durability="group", group_interval=60)) as db:
+        db[b"before"] = b"1"
+        db.put(b"large", io.BytesIO(large))
+        db[b"after"] = b"3"
+        copy_of(db, copy)
+    data = copy.read_bytes()
+    at = data.index(large[65_536:131_072])
+    copy.write_bytes(data[:at] + bytes(PAGE_BYTES) + data[at + PAGE_BYTES :])
+    with mmlsm.open(copy) as db:
+        assert dict(db.items()) == {b"before": b"1"}
+        proof.prove(db)
+
+
 def test_recovery_is_repeated_until_it_is_durable(path: Path) -> None:
     """A copy of the log, opened and killed at once, again and again, loses nothing."""
     copy = path.with_name("copy.db")
