@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from mmlsm import closing, limits
@@ -66,7 +66,7 @@ class Engine:
         self.pins = Pins(debug=settings.debug)
         self.write_lock = FairLock(settings.debug)
         self.committer: Committer | None = None
-        self.dropped: SimpleQueue[int] = SimpleQueue()
+        self.dropped: deque[int] = deque()
         self._begin_lock = threading.Lock()
         self.close_lock = threading.Lock()
         self.closing_step = 0
@@ -257,13 +257,16 @@ class Engine:
 
     def release_dropped(self) -> None:
         """Free the write lock of transactions that the collector took; any thread, each lock once."""
-        with contextlib.suppress(Empty):
-            while True:
-                self.write_lock.release_of(self.dropped.get_nowait())
+        dropped = self.dropped
+        while dropped:
+            with contextlib.suppress(IndexError, ValueError):  # another thread was faster
+                tenure = dropped[0]
+                self.write_lock.release_of(tenure)
+                dropped.remove(tenure)  # not before: cut off, this is done again
 
     def drop_lock(self, tenure: int) -> None:
         """For finalisers: have the write lock's tenure ended soon. Takes no lock (R12)."""
-        self.dropped.put(tenure)
+        self.dropped.append(tenure)
         if self.store is not None:
             self.store.released.put(self.release_dropped)
 

@@ -253,8 +253,9 @@ class MergeJobs:
 
 def unretired(store: Store) -> Bitmap:
     """The pages that are live and not retired yet."""
-    bits = store.allocator.live_bits()
-    for retirement in store.reclaimer.pending():
+    with store.install_lock:  # or an install in between could retire pages that the file has only had since
+        bits, pending = store.allocator.live_bits(), store.reclaimer.pending()
+    for retirement in pending:
         for first, count in retirement.extents:
             bits.clear(first, count)
     return bits

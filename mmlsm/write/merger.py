@@ -156,6 +156,7 @@ class Merger(Worker):
             except Exception as error:  # a fault of ours: keep it for close(), and do no more
                 self.fault = error
                 self.fail_compactions(Error(f"the merge thread has failed: {error!r}"))
+                self.wait_for_the_end()
                 break
             # The word to stop is given before its wake-up, which the step may have drained.
             if not busy and not self.stopping and self.abandoned is None:
@@ -171,6 +172,13 @@ class Merger(Worker):
             writer.wait_until_over()
             with contextlib.suppress(Error):
                 file.close()
+
+    def wait_for_the_end(self) -> None:
+        """Only hear that the database is closed, or that nobody has it: nobody else would end the writer thread."""
+        while not self.stopping and self.abandoned is None:
+            message = self.store.released.get()
+            if isinstance(message, Entry) and message is self.store.opener:
+                message.what()
 
     def pause(self, seconds: float) -> None:
         """Sleep, unless asked to stop."""

@@ -55,9 +55,11 @@ class Worker(threading.Thread):
         raise NotImplementedError
 
     def run(self) -> None:
-        if not self._given_up:
-            self.work()
-        self._done = True
+        try:
+            if not self._given_up:
+                self.work()
+        finally:  # the number of a thread that is gone is soon another's
+            self._done = True
 
     def start(self) -> None:
         """MemoryError where the system has no room for one more thread."""

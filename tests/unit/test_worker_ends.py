@@ -1,0 +1,79 @@
+"""What the worker threads do when something of ours fails, and what nobody may lose meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commit_rig import eventually, in_threads
+from mmlsm.write.merge_jobs import unretired
+from mmlsm.write.worker import Worker
+from rig.interrupts import points
+from rig.lifetime import tiny
+
+
+def test_a_database_whose_merge_thread_has_failed_ends_when_it_is_dropped(path: Path) -> None:
+    db = tiny(path)
+    db[b"a"] = b"1"
+    db.sync()
+    threads = db._engine.writer, db._engine.merger
+
+    def fail() -> bool:
+        raise AssertionError("planted")
+
+    threads[1].step = fail  # type: ignore[method-assign]
+    threads[1].wake()
+    assert eventually(lambda: threads[1].fault is not None, 20)
+    del fail, db
+    gc.collect()
+    assert eventually(lambda: threads[0].over and threads[1].over, 20)
+    with tiny(path) as again:
+        assert again[b"a"] == b"1"
+
+
+def test_a_thread_whose_work_raises_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(Worker):
+        def work(self) -> None:
+            raise AssertionError("planted")
+
+    monkeypatch.setattr("threading.excepthook", lambda told: None)
+    worker = Failing("fails")
+    worker.start()
+    assert eventually(lambda: worker._done, 20)
+    assert worker.over
+
+
+def test_the_lock_of_a_dropped_transaction_is_freed_though_the_freeing_is_struck(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: None)
+    with tiny(path) as db:
+        engine = db._engine
+        db[b"a"] = b"1"
+        for strike in points(lambda: engine.release_dropped()):
+            in_threads(lambda: db.put(b"b", b"1"), timeout=20)
+            assert engine.write_lock.owner is None, f"struck at step {strike.at}: {strike.where}"
+            engine.write_lock.acquire()
+            engine.dropped.append(engine.write_lock.tenure)
+
+
+def test_what_may_be_unlinked_is_of_one_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tiny(path) as db:
+        store: Any = db._engine.store
+        held: list[bool] = []
+
+        def watch(owner: Any, name: str) -> None:
+            call = getattr(owner, name)
+            monkeypatch.setattr(owner, name, lambda: (held.append(store.install_lock.locked()), call())[1])
+
+        watch(store.allocator, "live_bits")
+        watch(store.reclaimer, "pending")
+        unretired(store)
+        assert held == [True, True], "an install in between retires pages that the bits do not have"
+        monkeypatch.undo()
+
+
