@@ -27,7 +27,7 @@ from mmlsm.read.life import Life
 from mmlsm.read.reader import ReadState
 from mmlsm.read.segment import Segment
 from mmlsm.read.version import Version
-from mmlsm.register import Entry
+from mmlsm.register import entry_of
 from mmlsm.settings import DURABILITIES, Durability, Settings
 from mmlsm.space.allocator import Allocator
 from mmlsm.space.bitmap import Bitmap
@@ -404,4 +404,4 @@ class Engine:
             writer.abandon()
             merger.abandon(writer, file)
 
-        store.opener = Entry(owner, store.released.put, abandon)
+        store.opener = entry_of(owner, store.released.put, abandon)

@@ -22,13 +22,12 @@ class Entry(weakref.ref[Any], Generic[What]):
     __slots__ = ("what",)
     what: What
 
-    def __new__(cls, holder: object, tell: Callable[[Any], object], what: What) -> Entry[What]:
-        entry = super().__new__(cls, holder, tell)
-        entry.what = what
-        return entry
 
-    def __init__(self, holder: object, tell: Callable[[Any], object], what: What) -> None:
-        super().__init__(holder, tell)  # type: ignore[call-arg]  # what it makes is made in __new__
+def entry_of(holder: object, tell: Callable[[Any], object], what: What) -> Entry[What]:
+    """The entry of `holder`: no constructor of Python, which for a weak reference would be two."""
+    entry: Entry[What] = Entry(holder, tell)
+    entry.what = what
+    return entry
 
 
 class Register(Generic[What]):
@@ -41,7 +40,7 @@ class Register(Generic[What]):
 
     def enter(self, holder: object, what: What) -> None:
         """`holder` has `what` for as long as it lives."""
-        entry = Entry(holder, self._gone.append, what)
+        entry = entry_of(holder, self._gone.append, what)
         if self._gone:
             self._drain()
         self._present = None

@@ -43,6 +43,7 @@ class Pages:
         self.window = window
         self.segment_id = segment_id
         self.node_pages = NODE_PAGES_MAX
+        self.file_pages = 0
         self.verify_always = verify == "always"
         self.verify_never = verify == "never"
 
@@ -54,18 +55,16 @@ class Pages:
         """Prove the bytes of a node that were read from `page`, and remember that they are sound."""
         m8: u8s = data
         code: cython.int
-        limit: int64_t = min(self.window.pages, self.file.pages)  # what it refers to must be there now
-        key_max: cython.Py_ssize_t = (self.node_pages << 12) // limits.KEY_INLINE_FRACTION
         if not self.verify_never and checksum(data) != expected:
             raise CorruptionError(
                 f"page {page}: the checksum differs; restore a backup, or salvage what is sound",
                 page=page,
                 segment=self.segment_id,
             )
-        if height == 0:
-            code = leaf_fault(m8, len(data), limit, key_max)
-        else:
-            code = parent_fault(m8, len(data), limit, key_max)
+        code = self.structure_fault(m8, len(data), height)
+        if code:  # it may refer to what the file has only had since we looked
+            self.file_pages = min(self.window.pages, self.file.pages)
+            code = self.structure_fault(m8, len(data), height)
         if code == 0 and m8[3] != height:
             code = 4
         if code == 0 and m8[2] > self.node_pages:
@@ -75,6 +74,13 @@ class Pages:
         if not self.verify_always:
             self.window.verified[page] = 1
         return 0
+
+    def structure_fault(self, m8, size, height):
+        """What is wrong with the structure of a node in a file of `file_pages`, for which asking is a system call."""
+        key_max: cython.Py_ssize_t = (self.node_pages << 12) // limits.KEY_INLINE_FRACTION
+        if height == 0:
+            return leaf_fault(m8, size, self.file_pages, key_max)
+        return parent_fault(m8, size, self.file_pages, key_max)
 
     def touch_anew(self, node: tuple[int, int, int], height: cython.int) -> None:
         """Prove a node (page, pages, sum) again, whatever is remembered of it."""

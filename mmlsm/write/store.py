@@ -28,7 +28,7 @@ from mmlsm.locks import INSTALL, ORDER, ordered_lock
 from mmlsm.read.reader import ReadState
 from mmlsm.read.segment import Segment
 from mmlsm.read.version import Version
-from mmlsm.register import Entry
+from mmlsm.register import Entry, entry_of
 from mmlsm.space.extents import Extent, joined
 from mmlsm.write.merge_policy import age_fault
 
@@ -127,7 +127,7 @@ class Store:
         self.reclaimer.pin(manifest.install)
         self.made_at[manifest.install] = time.time()
         version = Version(manifest.install, seq, levels, self.file.pin)
-        self.versions[manifest.install] = Entry(version, self.released.put, (manifest.install, version.segments))
+        self.versions[manifest.install] = entry_of(version, self.released.put, (manifest.install, version.segments))
         return version
 
     def segment_of(self, record: Any) -> Segment:
