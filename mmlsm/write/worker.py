@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from _thread import allocate_lock
 from typing import Any, Final
 
 START_S: Final = 20.0
 """A thread that has not begun by then is given up: the system had no room for it."""
+
+
+LOOK_S: Final = 0.02
+"""Who waits for a thread's end looks so often whether it has come."""
 
 
 class _Begun:
@@ -48,6 +51,8 @@ class Worker(threading.Thread):
         super().__init__(name=name, daemon=True)
         self._started: Any = _Begun()
         self._done = False
+        self._end = allocate_lock()
+        self._end.acquire()
         self._given_up = False
 
     def work(self) -> None:
@@ -60,6 +65,7 @@ class Worker(threading.Thread):
                 self.work()
         finally:  # the number of a thread that is gone is soon another's
             self._done = True
+            self._end.release()
 
     def start(self) -> None:
         """MemoryError where the system has no room for one more thread."""
@@ -81,7 +87,5 @@ class Worker(threading.Thread):
 
     def wait_until_over(self) -> None:
         """Back when it has ended."""
-        pause = 0.0002
         while not self.over:
-            time.sleep(pause)
-            pause = min(2 * pause, 0.02)
+            self._end.acquire(timeout=LOOK_S)  # a hint: it wakes one of those who wait, the others look again
