@@ -98,7 +98,7 @@ class History:
         self._replayed = Replayed()
 
     def hear(self, lines: list[str]) -> None:
-        """Take in what one life said (tests/rig/life.py): promises, and the seqs that it gave."""
+        """Take in what one life said (tests/rig/kills/life.py): promises, and the seqs that it gave."""
         gave: dict[int, int] = {}
         for line in lines:
             word, _, rest = line.partition(" ")

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from rig import crash, fault_trial
-from rig.fault_workloads import templates
-from rig.history_rounds import run_rounds
-from rig.mutant_crew import Crew
-from rig.seeds import make_seeds, save
-from rig.workloads import WORKLOADS
+from rig.crashes import crash
+from rig.crashes.workloads import WORKLOADS
+from rig.damage.crew import Crew
+from rig.damage.seeds import make_seeds, save
+from rig.faults import trial as fault_trial
+from rig.faults.workloads import templates
+from rig.histories.rounds import run_rounds
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)

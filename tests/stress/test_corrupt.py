@@ -1,8 +1,8 @@
 """Damaged files: an answer is right or a typed error; nothing crashes, hangs, or takes memory (promise 9).
 
-Mutants of small real databases (tests/rig/mutations.py) are tried in long-lived processes (tests/rig/mutant_child.py),
-which are judged as tests/rig/judge.py says. A finding names its trial, and the file with the databases that were
-damaged: `PYTHONPATH=tests python -m rig.mutant_child FILE SEED TRIAL` does it again.
+Mutants of small real databases (mutations.py in tests/rig/damage) are tried in long-lived processes (child.py), which
+are judged as judge.py says. A finding names its trial, and the file with the databases that were damaged:
+`PYTHONPATH=tests python -m rig.damage.child FILE SEED TRIAL` does it again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from campaign import Campaign
-from rig.mutant_crew import Crew
-from rig.seeds import make_seeds, save
+from rig.damage.crew import Crew
+from rig.damage.seeds import make_seeds, save
 
 FINDINGS_MOST = 20
 

@@ -1,6 +1,6 @@
 """Power cuts at every operation of every workload, on the simulated disk, and again while that is recovered from.
 
-`rig/workloads.py` has the workloads; one that is added there is crashed here.
+`rig/crashes/workloads.py` has the workloads; one that is added there is crashed here.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from campaign import Campaign
-from rig.recorded import KINDS
-from rig.workers import share_out
-from rig.workloads import WORKLOADS
+from rig.crashes.recorded import KINDS
+from rig.crashes.workers import share_out
+from rig.crashes.workloads import WORKLOADS
 
 PHASES = {
     "creation", "opening", "first commit", "commit", "sync", "log extent", "flush", "merge of tiers",

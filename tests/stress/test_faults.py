@@ -1,7 +1,7 @@
 """Promises 7 and 8: whatever call of the operating system fails, however, nothing that was promised is lost.
 
-The trials are those of rig/fault_trial.py. A finding names its task; `python -m rig.fault_trial FOLDER 'TASK'` does it
-again.
+The trials are those of rig/faults/trial.py. A finding names its task; `python -m rig.faults.trial FOLDER 'TASK'` does
+it again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from campaign import Campaign
-from rig.fault_campaign import run
-from rig.faults import METHODS
+from rig.faults.campaign import run
+from rig.faults.system import METHODS
 
 
 @pytest.mark.timeout(900)

@@ -18,7 +18,7 @@ from campaign import Campaign
 from mmlsm.write.commit import ASKING, Committer
 from mmlsm.write.pins import Pins
 from mmlsm.write.store import Store
-from rig.history_rounds import run_rounds
+from rig.histories.rounds import run_rounds
 
 
 @pytest.mark.timeout(600)

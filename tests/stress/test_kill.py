@@ -20,10 +20,10 @@ import pytest
 
 import mmlsm
 from campaign import Campaign
-from rig.forks import PATIENCE_S, Child, ForkServer, fork_server
-from rig.life import BLANK, job_of, small_settings
+from rig.kills.forks import PATIENCE_S, Child, ForkServer, fork_server
+from rig.kills.life import BLANK, job_of, small_settings
+from rig.kills.points import Point
 from rig.numbered import History
-from rig.points import Point
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def kill_once(server: ForkServer, path: Path, history: History, rng: random.Rand
     commits = rng.randrange(1, 60) if closes else None
     job = job_of(path, rng, loss="kill", expected=history.count, point=point, commits=commits)
     with still_read(path) if history.named and rng.random() < 0.1 else nullcontext():
-        child = server.start("rig.life:live", job)
+        child = server.start("rig.kills.life:live", job)
         hit = strike(child, point, rng)
     history.hear(child.lines)
     history.check(path)
@@ -99,7 +99,7 @@ def test_after_a_kill_a_prefix_of_the_commits_is_there(campaign: Campaign, serve
 
 
 def test_a_killed_writer_frees_its_lock_though_a_forked_child_lives(server: ForkServer, path: Path) -> None:
-    writer = server.start("rig.life:live_and_fork", {"path": str(path)})
+    writer = server.start("rig.kills.life:live_and_fork", {"path": str(path)})
     try:
         assert writer.listen(PATIENCE_S, until="")
         with pytest.raises(mmlsm.LockedError) as caught:

@@ -1,6 +1,6 @@
 """Power cuts on a real file system: after each, the file holds exactly the first k commits, k promised for power loss.
 
-A child writes into a small ext4 that is loop-mounted (tests/rig/disk.py tells why a copy of its backing file is what a
+A child writes into a small ext4 that is loop-mounted (rig/kills/ext4.py tells why a copy of its backing file is what a
 power cut leaves). It is stopped at a random moment or at a named point, the copy is taken, and the same file goes on in
 the copy, cut after cut, those of its creation and of recoveries among them. Promised is what `full` commits returned,
 what `sync()` answered, what a `close()` ended; and the file's name, once it was opened for writing.
@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from campaign import Campaign
-from rig.disk import Disk, disk, reason_for_none
-from rig.forks import PATIENCE_S, Child, ForkServer, fork_server
-from rig.life import BLANK, job_of, small_settings
+from rig.kills.ext4 import Disk, disk, reason_for_none
+from rig.kills.forks import PATIENCE_S, Child, ForkServer, fork_server
+from rig.kills.life import BLANK, job_of, small_settings
+from rig.kills.points import Point
 from rig.numbered import History
-from rig.points import Point
 
 
 def run_until_cut(child: Child, point: Point | None, rng: random.Random) -> str:
@@ -47,7 +47,7 @@ def cut_once(server: ForkServer, disk: Disk, path: Path, history: History, rng: 
     job = job_of(
         path, rng, loss="power", expected=history.count, point=point, commits=commits, strike=int(signal.SIGSTOP)
     )
-    child = server.start("rig.life:live", job)
+    child = server.start("rig.kills.life:live", job)
     try:
         where = run_until_cut(child, point, rng)
         disk.stir(path, rng)

@@ -23,10 +23,10 @@ from campaign import Campaign
 from commit_rig import eventually
 from mmlsm.file import SYSTEM
 from mmlsm.settings import Settings
-from rig import disk
-from rig.fault_trial import HURRIED
-from rig.fault_workloads import MODES, TINY, Work
-from rig.ledger import UNKNOWN, Ledger, growing_batch_of
+from rig.faults.ledger import UNKNOWN, Ledger, growing_batch_of
+from rig.faults.trial import HURRIED
+from rig.faults.workloads import MODES, TINY, Work
+from rig.kills import ext4
 
 INJECTED = (
     ("fdatasync", "EIO"), ("pwritev2", "EIO"), ("pwrite64", "ENOSPC"), ("ftruncate", "ENOSPC"), ("fallocate", "ENOSPC"),
@@ -42,7 +42,7 @@ def run_under_strace(path: Path, seed: int, inject: str) -> subprocess.Completed
     call = inject.partition(":")[0]
     return subprocess.run(
         [*STRACE, "-o", f"{path}.strace", "-e", f"trace={call}", "-e", f"inject={inject}",
-         sys.executable, "-m", "rig.fault_child", str(path), str(seed)],
+         sys.executable, "-m", "rig.faults.child", str(path), str(seed)],
         capture_output=True,
         text=True,
         timeout=100,
@@ -105,11 +105,11 @@ def check_file(path: Path, said: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[disk.Disk]:
+def mounted(tmp_path: Path) -> Iterator[ext4.Disk]:
     """A small ext4 file system, unmounted whatever happens."""
-    if reason := disk.reason_for_none(tmp_path):
+    if reason := ext4.reason_for_none(tmp_path):
         pytest.skip(reason)
-    with disk.disk(tmp_path) as made:
+    with ext4.disk(tmp_path) as made:
         rng = random.Random(0)
         made.mount(made.format(rng), rng)
         yield made
@@ -118,7 +118,7 @@ def mounted(tmp_path: Path) -> Iterator[disk.Disk]:
 @pytest.mark.unproved
 @pytest.mark.parametrize("mode", MODES)
 def test_on_a_full_disk_commits_are_refused_and_with_space_back_work_goes_on(
-    mode: str, mounted: disk.Disk, monkeypatch: pytest.MonkeyPatch
+    mode: str, mounted: ext4.Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, name, value in HURRIED:
         monkeypatch.setattr(module, name, value)

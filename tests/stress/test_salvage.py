@@ -10,9 +10,9 @@ import pytest
 
 import mmlsm
 from campaign import Campaign
-from rig.mutations import Campaign as Mutants
-from rig.salvaged import judge
-from rig.seeds import make_seeds
+from rig.damage.mutations import Campaign as Mutants
+from rig.damage.salvaged import judge
+from rig.damage.seeds import make_seeds
 
 
 @pytest.mark.unproved

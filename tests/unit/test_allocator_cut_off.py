@@ -9,7 +9,7 @@ import pytest
 
 from mmlsm.space.allocator import Allocator, Claim
 from mmlsm.space.extents import Extent
-from rig.interrupts import points
+from rig.lifetime.interrupts import points
 from space_rig import Disk, make
 
 State = tuple[list[Extent], list[Extent]]

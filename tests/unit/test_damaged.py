@@ -19,8 +19,8 @@ from mmlsm.settings import Settings
 from mmlsm.space.bitmap import Bitmap
 from mmlsm.space.extents import Extent
 from mmlsm.write.merge_walk import Unlinked
-from rig.anatomy import Anatomy, Field, Pointer
-from rig.seeds import TINY, Workshop
+from rig.damage.anatomy import Anatomy, Field, Pointer
+from rig.damage.seeds import TINY, Workshop
 
 pytestmark = pytest.mark.unproved
 

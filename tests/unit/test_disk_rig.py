@@ -16,9 +16,9 @@ from mmlsm.settings import Settings
 from mmlsm.write.commit import Committer
 from mmlsm.write.flush import flush
 from mmlsm.write.store import Store
-from rig import crash
-from rig.images import NO_FILE, Disk, drawn, enumerated, subset, subsets_of, torn
-from rig.recorded import (
+from rig.crashes import crash
+from rig.crashes.images import NO_FILE, Disk, drawn, enumerated, subset, subsets_of, torn
+from rig.crashes.recorded import (
     ALLOCATE,
     BEGIN,
     DURABLE_WRITE,

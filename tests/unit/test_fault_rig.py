@@ -14,9 +14,9 @@ import pytest
 from mmlsm import channel, handle
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.write import flush, log, segment_writer, writer
-from rig.fault_trial import HURRIED, Trial
-from rig.fault_workloads import templates
-from rig.faults import CACHED, HALF, LOST, METHODS, SHORT, Fault, FaultySystem
+from rig.faults.system import CACHED, HALF, LOST, METHODS, SHORT, Fault, FaultySystem
+from rig.faults.trial import HURRIED, Trial
+from rig.faults.workloads import templates
 
 OLD, NEW = b"o" * PAGE_BYTES, b"n" * PAGE_BYTES
 

@@ -17,7 +17,7 @@ from mmlsm.file import System, open_file
 from mmlsm.settings import Settings
 from mmlsm.write import merge_jobs, merger, writer
 from proof import prove
-from rig.faults import CACHED, Fault, FaultySystem
+from rig.faults.system import CACHED, Fault, FaultySystem
 
 
 class Failing(System):

@@ -1,4 +1,4 @@
-"""The checker of histories (tests/rig/histories.py): what is right passes, each kind of wrong is named."""
+"""The checker of histories (tests/rig/histories/checker.py): what is right passes, each kind of wrong is named."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rig.histories import COUNT, NEVER, PRESENT, Fault, History, Log, Read, complement, joined, meeting
+from rig.histories.checker import COUNT, NEVER, PRESENT, Fault, History, Log, Read, complement, joined, meeting
 
 KEYS = [b"a", b"b", b"c", b"d"]
 A, B, C, D = range(4)

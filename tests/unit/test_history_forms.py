@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from rig.histories import Fault, History
-from rig.history_actors import Pass, Writer, value_of
-from rig.history_forms import Actor
+from rig.histories.actors import Pass, Writer, value_of
+from rig.histories.checker import Fault, History
+from rig.histories.forms import Actor
 
 KEYS = [b"key %05d" % i for i in range(40)]
 TRUE = {key: value_of(b"1", i, 40) for i, key in enumerate(KEYS) if i % 5}

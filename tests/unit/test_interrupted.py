@@ -1,4 +1,4 @@
-"""Ctrl-C, or any other exception of a signal's handler, at every step of every public call (rig/interrupts.py).
+"""Ctrl-C, or any other exception of a signal's handler, at every step of every public call (rig/lifetime).
 
 Afterwards a commit is there or not, whole; no lock is left locked; nothing is pinned that nobody holds; the database
 goes on, or is closed.
@@ -15,8 +15,8 @@ import pytest
 
 import mmlsm
 from commit_rig import eventually, in_threads
-from rig.interrupts import Interrupted, points
-from rig.lifetime import World, killed, of_mmlsm, reads, tiny, writes
+from rig.lifetime.interrupts import Interrupted, points
+from rig.lifetime.world import World, killed, of_mmlsm, reads, tiny, writes
 
 WRITES = (
     "put", "put_full", "put_large", "put_stream", "delete", "pop", "popitem", "compare_and_set", "update", "batch",

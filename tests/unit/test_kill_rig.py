@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import mmlsm
-from rig.forks import PATIENCE_S, ForkServer, fork_server, say
-from rig.life import job_of
+from rig.kills.forks import PATIENCE_S, ForkServer, fork_server, say
+from rig.kills.life import job_of
+from rig.kills.points import Point
 from rig.numbered import History, write
-from rig.points import Point
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_child_is_struck_where_it_should_be(place: str, server: ForkServer, pa
     point = Point(place, "superblock" if place != "opening" else "sync", 1, "inside")
     settings = {"memtable_bytes": 4096}
     job = job_of(path, random.Random(0), settings=settings, loss="kill", expected=0, commits=40, point=point)
-    child = server.start("rig.life:live", job)
+    child = server.start("rig.kills.life:live", job)
     child.listen(PATIENCE_S)
     assert child.end()
     assert child.lines[-1].startswith(f"at {place} ")

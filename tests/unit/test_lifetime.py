@@ -22,9 +22,9 @@ import mmlsm
 import proof
 from commit_rig import eventually, in_threads
 from mmlsm.write.worker import Worker
-from rig.cycles import descriptors_of, held, leaks, lives
-from rig.lifetime import maps_of, of_mmlsm, tiny
-from rig.misuse import calls_on, handles_of, missing
+from rig.lifetime.cycles import descriptors_of, held, leaks, lives
+from rig.lifetime.misuse import calls_on, handles_of, missing
+from rig.lifetime.world import maps_of, of_mmlsm, tiny
 
 LINUX = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
 

@@ -22,8 +22,8 @@ from mmlsm.limits import PAGE_BYTES
 from mmlsm.read.pages import read_payload
 from mmlsm.rescue.report import past
 from mmlsm.settings import Settings
-from rig.salvaged import BringOut, brought_out, judge, listed
-from rig.worn import Original, worn
+from rig.damage.salvaged import BringOut, brought_out, judge, listed
+from rig.damage.worn import Original, worn
 
 pytestmark = pytest.mark.unproved
 

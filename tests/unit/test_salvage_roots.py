@@ -17,8 +17,8 @@ from mmlsm.file import System
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.rescue.roots import manifests_in
 from mmlsm.settings import Settings
-from rig.salvaged import BringOut, brought_out, everything_is_uncertain, judge
-from rig.worn import Original, State, worn
+from rig.damage.salvaged import BringOut, brought_out, everything_is_uncertain, judge
+from rig.damage.worn import Original, State, worn
 
 pytestmark = pytest.mark.unproved
 

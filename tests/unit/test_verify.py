@@ -14,7 +14,7 @@ import pytest
 import mmlsm
 from campaign import Campaign
 from mmlsm.limits import PAGE_BYTES
-from rig.worn import Original, Summed, worn
+from rig.damage.worn import Original, Summed, worn
 
 pytestmark = pytest.mark.unproved
 

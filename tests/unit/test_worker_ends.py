@@ -12,8 +12,8 @@ import pytest
 from commit_rig import eventually, in_threads
 from mmlsm.write.merge_jobs import unretired
 from mmlsm.write.worker import Worker
-from rig.interrupts import points
-from rig.lifetime import tiny
+from rig.lifetime.interrupts import points
+from rig.lifetime.world import tiny
 
 
 def test_a_database_whose_merge_thread_has_failed_ends_when_it_is_dropped(path: Path) -> None:

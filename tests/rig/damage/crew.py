@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-CHILD = Path(__file__).with_name("mutant_child.py")
+CHILD = Path(__file__).with_name("child.py")
 BATCH = 100
 SILENCE_S = 60.0
 """A child that is at one trial for so long hangs."""

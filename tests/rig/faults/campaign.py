@@ -14,20 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rig.faults import METHODS, kinds_of
+from rig.faults.system import METHODS, kinds_of
 
 Task = dict[str, Any]
 PROCESSES = 2
 
 
 class Server:
-    """A process that does trials one by one (rig/fault_trial.py)."""
+    """A process that does trials one by one (rig/faults/trial.py)."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.errors = (folder / "stderr").open("w+b")
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "rig.fault_trial", str(folder)],
+            [sys.executable, "-m", "rig.faults.trial", str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

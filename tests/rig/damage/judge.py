@@ -21,8 +21,8 @@ import mmlsm
 from format_reader import PAGE
 from mmlsm.cli import main as main_of_cli
 from mmlsm.settings import Settings
-from rig.mutations import Damage, Mutant
-from rig.seeds import Pairs
+from rig.damage.mutations import Damage, Mutant
+from rig.damage.seeds import Pairs
 
 TYPED = (mmlsm.CorruptionError, mmlsm.FormatError, mmlsm.StorageError)
 

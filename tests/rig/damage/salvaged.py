@@ -9,7 +9,7 @@ from typing import Any
 import mmlsm
 from mmlsm.rescue.report import Damage
 from proof import prove_file
-from rig.worn import State
+from rig.damage.worn import State
 
 BringOut = Callable[..., tuple[State, mmlsm.SalvageReport]]
 

@@ -1,6 +1,6 @@
 """The program whose system calls `strace` lets fail: a workload, what can be read meanwhile, and what it did, as JSON.
 
-    python -m rig.fault_child PATH SEED
+    python -m rig.faults.child PATH SEED
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import mmlsm
 from mmlsm.file import SYSTEM
-from rig.fault_workloads import MODES, Unopened, Work
-from rig.ledger import Ledger
+from rig.faults.ledger import Ledger
+from rig.faults.workloads import MODES, Unopened, Work
 
 
 def main() -> None:

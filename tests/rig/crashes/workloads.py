@@ -33,7 +33,7 @@ import mmlsm.write.node_writer
 import mmlsm.write.recovery
 from commit_rig import eventually, in_threads
 from mmlsm.settings import Settings
-from rig.recorded import Log, RecordedSystem
+from rig.crashes.recorded import Log, RecordedSystem
 
 Items = dict[bytes, bytes | None]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import psutil
 
 from commit_rig import eventually
-from rig.lifetime import maps_of, of_mmlsm, open_files, tiny
+from rig.lifetime.world import maps_of, of_mmlsm, open_files, tiny
 
 
 class Held(NamedTuple):

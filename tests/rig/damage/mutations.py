@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from format_reader import PAGE
-from rig.anatomy import Anatomy, Field, Pointer, Region
-from rig.seeds import Seed
+from rig.damage.anatomy import Anatomy, Field, Pointer, Region
+from rig.damage.seeds import Seed
 
 SECTOR = 512
 

@@ -1,7 +1,7 @@
 """One trial: a workload meets a fault; then everything that promises 7 and 8 say is looked at.
 
-    python -m rig.fault_trial FOLDER                     serves trials, one JSON a line, from stdin to stdout
-    python -m rig.fault_trial FOLDER '{"workload": ...}' runs one, for who looks into a finding
+    python -m rig.faults.trial FOLDER                     serves trials, one JSON a line, from stdin to stdout
+    python -m rig.faults.trial FOLDER '{"workload": ...}' runs one, for who looks into a finding
 
 In what order: the live handle while the fault lasts and after it is over; that work goes on, or, after a failed sync,
 that nothing does; close; the file as the next process finds it; and what a power cut would have left.
@@ -29,9 +29,9 @@ from mmlsm import handle
 from mmlsm.file import SYSTEM, System
 from mmlsm.settings import Settings
 from mmlsm.write import merger, pressure, writer
-from rig.fault_workloads import MODES, TINY, WORKLOADS, Unopened, Work, templates
-from rig.faults import CACHED, LOST, METHODS, SHORT, SYNCS, Fault, FaultySystem
-from rig.ledger import REFUSALS, Ledger
+from rig.faults.ledger import REFUSALS, Ledger
+from rig.faults.system import CACHED, LOST, METHODS, SHORT, SYNCS, Fault, FaultySystem
+from rig.faults.workloads import MODES, TINY, WORKLOADS, Unopened, Work, templates
 
 HANG_S = 60
 PATIENCE_S = 20

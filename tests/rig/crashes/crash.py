@@ -1,7 +1,7 @@
 """Crashes at every point of a workload, and the oracle: what a power cut leaves is the state after one commit.
 
 `run` records workloads, takes crash images at each tick of their logs, checks each distinct one, and records some
-recoveries for the crashes that hit those, to depth 2. One process; rig/workers.py has several.
+recoveries for the crashes that hit those, to depth 2. One process; rig/crashes/workers.py has several.
 
 I1. Recovered is exactly the state after some commit k: the last durable one, or one ordered after it and attempted.
     After kill -9 (`Image.killed`) what returned in `group` is durable as well.
@@ -26,9 +26,9 @@ import xxhash
 import mmlsm
 import proof
 from mmlsm.settings import Settings
-from rig.images import Disk, Image, drawn
-from rig.recorded import END, MARK, Log, Tick
-from rig.workloads import TINY, WORKLOADS, Commit, Story, Workload, recovery, seeded
+from rig.crashes.images import Disk, Image, drawn
+from rig.crashes.recorded import END, MARK, Log, Tick
+from rig.crashes.workloads import TINY, WORKLOADS, Commit, Story, Workload, recovery, seeded
 
 Pairs = list[tuple[bytes, bytes]]
 

@@ -19,7 +19,7 @@ from typing import Any
 import mmlsm
 from mmlsm.file import SYSTEM, System
 from mmlsm.settings import Settings
-from rig.ledger import REFUSALS, Ledger, large_batch_of, small_batch_of
+from rig.faults.ledger import REFUSALS, Ledger, large_batch_of, small_batch_of
 from rig.numbered import COUNTER
 
 TINY: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """A long-lived process that tries mutants one after the other; its death, or its silence, is a finding of its parent.
 
-    python -m rig.mutant_child SEEDS CAMPAIGN FOLDER DATA_BYTES
-    python -m rig.mutant_child SEEDS CAMPAIGN TRIAL             one again, with whatever it raises
+    python -m rig.damage.child SEEDS CAMPAIGN FOLDER DATA_BYTES
+    python -m rig.damage.child SEEDS CAMPAIGN TRIAL             one again, with whatever it raises
 
 Reads lines "BEGIN END" and tries the mutants from BEGIN to before END. Says a line of JSON for each finding, and one
 when these are done; the trial under way stands in FOLDER/trial as 8 bytes, so that the parent knows it whatever becomes
@@ -26,9 +26,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rig import seeds
-from rig.judge import Finding, Trial
-from rig.mutations import Campaign
+from rig.damage import seeds
+from rig.damage.judge import Finding, Trial
+from rig.damage.mutations import Campaign
 
 GROWTH_KIB_MOST = 192 << 10
 """What the peak of resident memory may grow by in one trial."""

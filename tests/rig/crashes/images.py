@@ -1,4 +1,4 @@
-"""What a power cut may leave: the legal images of a file at one point of a log (rig/recorded.py).
+"""What a power cut may leave: the legal images of a file at one point of a log (rig/crashes/recorded.py).
 
 Durable is what a sync covers that began after the call had ended and has itself ended, and a durable write alone, with
 the size that it takes to find it. Of all that came later, each part may be there or not: sectors of writes, and changes
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
-from rig.recorded import (
+from rig.crashes.recorded import (
     ALLOCATE,
     BEGIN,
     DURABLE_WRITE,

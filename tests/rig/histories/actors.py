@@ -1,4 +1,4 @@
-"""Who makes a history (rig/histories.py): writers, readers, and one who flushes and compacts beside them."""
+"""Who makes a history (rig/histories/checker.py): writers, readers, and one who flushes and compacts beside them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from itertools import islice
 from typing import Any
 
 import mmlsm
-from rig.histories import COUNT, PRESENT, Answer, Read, short
-from rig.history_forms import Actor
+from rig.histories.checker import COUNT, PRESENT, Answer, Read, short
+from rig.histories.forms import Actor
 
 Items = dict[int, bytes | None]
 SIZES = (*(0, 3, 40, 90, 90) * 8, 300, 1000, 2500, 6000)

@@ -18,9 +18,9 @@ import mmlsm
 from crowd_rig import hurried, key_of, knobs
 from journal_rig import PATIENCE_S, same
 from mmlsm.settings import Settings
-from rig.histories import Figures, History
-from rig.history_actors import Disturber, Reader, Writer, value_of
-from rig.history_forms import Actor
+from rig.histories.actors import Disturber, Reader, Writer, value_of
+from rig.histories.checker import Figures, History
+from rig.histories.forms import Actor
 
 ROUND_ANSWERS = 30_000
 ROUND_COMMITS = 120

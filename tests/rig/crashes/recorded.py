@@ -2,7 +2,7 @@
 
 `Log` is what happened, in one order: its ticks. `RecordedSystem` notes the calls, any thread; whoever drives the
 database notes what it was promised (`Log.mark`). Nothing is really synced: what a power cut leaves is told from the
-log alone (rig/images.py).
+log alone (rig/crashes/images.py).
 
 I1. A call takes effect at the tick of its end, and the order of the ends is that of the effects: both happen under one
     lock. Between its begin and its end other threads' calls may begin and end.

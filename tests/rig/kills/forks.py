@@ -95,7 +95,7 @@ class ForkServer:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "rig.forks", str(theirs.fileno())],
+                [sys.executable, "-m", "rig.kills.forks", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )
@@ -194,7 +194,7 @@ def say_error() -> None:
 
 
 if __name__ == "__main__":
-    import rig.life  # noqa: F401  # what the children need, once
+    import rig.kills.life  # noqa: F401  # what the children need, once
 
     gc.collect()
     gc.freeze()

@@ -2,11 +2,11 @@
 
 What a child is told, its job: `path`; `settings`; `durability`, "mixed" for another at each commit; `expected`, how
 many commits it must find; `seed`; `loss`, what its promises are to survive: "kill" or "power"; `commits`, after so many
-it closes, now and then while threads go on to commit, 0 for none at all, None for never; `point` (rig/points.py) and
+it closes, now and then while threads go on to commit, 0 for none at all, None for never; `point` (points.py) and
 `strike`, a signal's number.
 
 What it says: "opening"; "ready" once open; "gave N SEQ" for each commit that returned; "done N" once the first N are
-promised; "closing"; "closed"; "at POINT" when it is struck there. A failure is said line by line (rig/forks.py).
+promised; "closing"; "closed"; "at POINT" when it is struck there. A failure is said line by line (rig/kills/forks.py).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 
 import mmlsm
 from mmlsm.settings import DURABILITIES, Settings
-from rig.forks import say, say_error
+from rig.kills.forks import say, say_error
+from rig.kills.points import Point, Struck
 from rig.numbered import COUNTER, THREADS, write
-from rig.points import Point, Struck
 
 PROMISED = {"kill": {"full", "group"}, "power": {"full"}}
 """What a commit that returned promises to survive, by its durability."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from campaign import Campaign
-from rig.crash import FINDINGS_MOST, Result, run
-from rig.workloads import WORKLOADS
+from rig.crashes.crash import FINDINGS_MOST, Result, run
+from rig.crashes.workloads import WORKLOADS
 
 HANG_S: Final = 300
 M_TRIM_THRESHOLD: Final = -1

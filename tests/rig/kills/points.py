@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from mmlsm.file import System
 from mmlsm.limits import PAGE_BYTES
-from rig.forks import say
+from rig.kills.forks import say
 
 WRITES = ("pwrite", "pwrite_durably")
 METHODS = (*WRITES, "sync", "truncate", "allocate", "link", "sync_directory")

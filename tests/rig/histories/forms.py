@@ -1,4 +1,4 @@
-"""Every form of reading, and what each answer says about the keys: the questions of a history (rig/histories.py).
+"""Every form of reading, and what each answer says about the keys: the questions of a history (checker.py).
 
 An actor is a thread with a Random and a Log of its own. It checks nothing of what it reads but that held views stay
 what they were; the rest is for the checker to do, once the round is over.
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from rig.histories import COUNT, PRESENT, Answer, History, short
+from rig.histories.checker import COUNT, PRESENT, Answer, History, short
 
 VIEWS_MOST = 40
 
