@@ -7,7 +7,7 @@ A thread that waits for a lock holds only locks of a smaller rank. With `debug` 
     rank  lock        guards
     10    write       the right to order commits; the only one that is held while user code runs
     20    install     the current version, and installing the next one
-    30    flush       the log's I/O: who holds it leads the group
+    30    flush       a sync of the log by `sync()`
     40    order       seq, log buffer, newest memtable, the queue of what is not yet published
     50    allocator   free space
     60    pins        registered snapshots and versions

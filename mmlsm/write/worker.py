@@ -14,7 +14,6 @@ from typing import Any, Final
 START_S: Final = 20.0
 """A thread that has not begun by then is given up: the system had no room for it."""
 
-
 LOOK_S: Final = 0.02
 """Who waits for a thread's end looks so often whether it has come."""
 

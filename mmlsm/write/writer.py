@@ -154,7 +154,11 @@ class Writer(Worker):
         if committer is not None and self.group_pending and time.monotonic() >= self.sync_due():
             self.group_pending = False
             self.synced_at = time.monotonic()
-            committer.sync()
+            try:
+                committer.sync()
+            except BaseException:
+                self.group_pending = True  # for want of memory, say: it is still due
+                raise
             with contextlib.suppress(StorageError):  # no space: the commit that needs the extent will say so
                 committer.log.prepare()
 

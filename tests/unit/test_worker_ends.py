@@ -77,3 +77,21 @@ def test_what_may_be_unlinked_is_of_one_moment(path: Path, monkeypatch: pytest.M
         monkeypatch.undo()
 
 
+
+
+def test_an_interval_sync_that_had_no_memory_is_done_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tiny(path, durability="group", group_interval=0.01) as db:
+        db[b"a"] = b"1"
+        committer: Any = db._engine.committer
+        sync, failures = committer.sync, iter([MemoryError()])
+
+        def poor() -> int:
+            for error in failures:
+                raise error
+            return int(sync())
+
+        monkeypatch.setattr(committer, "sync", poor)
+        seq = db.put(b"b", b"2") or db.seq
+        assert eventually(lambda: committer.synced_seq >= seq, 20)
+        assert next(failures, None) is None, "the failure was not met"
+        monkeypatch.undo()
