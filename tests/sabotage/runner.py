@@ -127,7 +127,7 @@ def exit_code(process: subprocess.Popen[bytes], output: Path, deadline: float) -
 
 def judged(code: int | None, output: str, seconds: float) -> Outcome:
     """What pytest's exit code, None for one that did not end in time, and its output say."""
-    red = RED.search(output)
+    red = max(RED.finditer(output), key=lambda match: match[0].startswith("FAILED"), default=None)
     running = RUNNING.findall(output)
     last = running[-1].removeprefix("tests/") if running else ""
     if red is not None and code in (1, None):

@@ -68,4 +68,6 @@ def test_only_a_test_that_ran_counts_as_a_catch() -> None:
     assert judged(None, "", 1).kind == "broken"
     assert judged(2, "ERROR tests/unit/test_a.py - SyntaxError", 1).kind == "broken"
     assert judged(1, "FAILED tests/unit/test_a.py::test_b[a - b] - AssertionError: no", 1).kind == "red"
+    both = "ERROR tests/unit/test_a.py::test_b - teardown\nFAILED tests/unit/test_a.py::test_b - AssertionError: no\n"
+    assert judged(1, both, 1).message == "AssertionError: no"
     assert judged(1, "FAILED tests/unit/test_a.py::test_b - Failed: Timeout (>60.0s)", 1).kind == "hung"
