@@ -64,8 +64,8 @@ PLANTED = (
     Sabotage(
         "structure-not-checked", "9", "offsets within a leaf are believed wherever they lead",
         "read/pages.py",
-        "            code = leaf_fault(m8, len(data), limit, key_max)\n",
-        "            code = 0\n",
+        "            return leaf_fault(m8, size, self.file_pages, key_max)\n",
+        "            return 0\n",
         (DAMAGED_FILES,),
     ),
     Sabotage(
@@ -99,8 +99,8 @@ PLANTED = (
     Sabotage(
         "compiled-structure-not-checked", "9", "offsets within a leaf are believed wherever they lead, in C",
         "read/pages.py",
-        "code = leaf_fault(m8, len(data), limit, key_max)",
-        "code = 0",
+        "return leaf_fault(m8, size, self.file_pages, key_max)",
+        "return 0",
         (DAMAGED_FILES,),
         compiled=True,
     ),

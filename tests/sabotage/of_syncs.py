@@ -35,8 +35,8 @@ PLANTED = (
     Sabotage(
         "interval-not-synced", "1", "what group commits wrote is never synced",
         "write/writer.py",
-        "            committer.sync()\n            with contextlib.suppress(StorageError):",
-        "            committer.write_out()\n            with contextlib.suppress(StorageError):",
+        "            try:\n                committer.sync()\n",
+        "            try:\n                committer.write_out()\n",
         ("unit/test_misbehaviour.py::test_what_group_commits_wrote_is_synced_though_flushes_fail",),
     ),
     Sabotage(
