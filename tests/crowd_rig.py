@@ -230,6 +230,10 @@ def hurried(rng: random.Random) -> Iterator[None]:
             setattr(Channel, name, call)
 
 
+ROUNDS_MOST = 30
+"""No more than these for the sake of what has not happened yet."""
+
+
 @dataclasses.dataclass
 class Totals:
     """What the rounds reached, for the test's last line and for the asserts that enough happened."""
@@ -251,6 +255,19 @@ class Totals:
         self.pages_reused += crowd.pages_reused
         self.steps += crowd.steps
 
+    def enough(self) -> bool:
+        """Whether all that the crowd is for has happened."""
+        return (
+            self.rounds >= 2
+            and min(self.steps.values()) >= self.rounds
+            and self.commits > 10 * self.rounds
+            and self.installs > 5 * self.rounds
+            and self.merges.total() >= self.rounds
+            and self.merges["bottom"] > 0
+            and self.pages_reused > 0
+            and self.proofs >= self.rounds
+        )
+
     def __str__(self) -> str:
         return (
             f"{self.rounds} rounds, {sum(self.steps.values())} steps, {self.commits} commits, "
@@ -264,12 +281,13 @@ def run_rounds(
     folder: Path, seed: int, seconds: float, cast: Callable[[Crowd], Iterable[tuple[str, Callable[[], object]]]],
     **fixed: Any,
 ) -> Totals:  # fmt: skip
-    """Rounds until the time is up, some on the file of the round before; `fixed` settings are not drawn."""
+    """Rounds until the time is up and enough has happened, for which a busy machine may need some more; some are on the
+    file of the round before. `fixed` settings are not drawn."""
     totals = Totals()
     until = time.monotonic() + seconds
     path, want = folder / "0.db", {}
     views: list[tuple[memoryview, bytes]] = []
-    while totals.rounds < 2 or time.monotonic() < until:
+    while time.monotonic() < until or (not totals.enough() and totals.rounds < ROUNDS_MOST):
         rng = random.Random(f"{seed} {totals.rounds}")
         settings = knobs(rng) | fixed
         try:

@@ -38,13 +38,7 @@ def test_whatever_a_crowd_does_every_reader_sees_one_committed_state(
     with capsys.disabled():
         print(f"\nseed {seed}: {totals}")
     assert len(totals.steps) == 8
-    assert min(totals.steps.values()) >= totals.rounds
-    assert totals.commits > 10 * totals.rounds
-    assert totals.installs > 5 * totals.rounds
-    assert totals.merges.total() >= totals.rounds
-    assert totals.merges["bottom"] > 0
-    assert totals.pages_reused > 0
-    assert totals.proofs >= totals.rounds
+    assert totals.enough(), totals
 
 
 @pytest.mark.parametrize(("planted", "debug"), [("planted", "debug"), ("planted", "plain"), ("sound", "debug")])
@@ -213,8 +207,8 @@ def test_ten_thousand_snapshots_over_many_merges_cost_little_each(open_db: Calla
         del snapshot
         db.compact()
         gc.collect()
+        assert db.stats().snapshots == 0  # whoever looks takes the entries of the gone out
         assert tracemalloc.get_traced_memory()[0] - before < cost / 4
     finally:
         tracemalloc.stop()
-    assert db.stats().snapshots == 0
     assert dict(db.items()) == model
