@@ -71,6 +71,7 @@ class Channel:
                 write_all(self._system.pwrite_durably, self._descriptor.fd, data, offset)
             except (OSError, MemoryError) as error:
                 if isinstance(error, MemoryError) or error.errno not in UNSUPPORTED:
+                    file.fail_at_once()
                     raise file.sync_failed(error) from error
                 file.durable_writes = False  # not on this kernel or file system: never asked again
             else:
@@ -88,6 +89,7 @@ class Channel:
         try:
             self._system.sync(self._descriptor.fd)
         except (OSError, MemoryError) as error:
+            self._file.fail_at_once()
             raise self._file.sync_failed(error) from error
         self._file.check_failure()
 

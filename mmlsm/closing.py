@@ -122,7 +122,7 @@ def let_go(engine: Engine) -> None:
     store.on_install.clear()
     store.segments.clear()
     store.versions.clear()
-    store.opener = None
+    store.opener = engine.writing = None
     store.end()
 
 

@@ -169,7 +169,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
             seq = still.seq  # alone: the commit is called after the snapshot was let go
             return Transaction(
                 still.state, still.seq, self.life, still, write=False, values=None,
-                commit=lambda items, durability: seq, tenure=None, abandoned=lambda: None,
+                commit=lambda items, durability: seq, tenure=None,
             )  # fmt: skip
         values = self._values()
         engine.lock_for_writing(timeout)
@@ -189,13 +189,18 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
 
             hold = Hold(self._held, "transaction", state.version.install)
             # All that is ordered, published or not, and nothing that comes after the transaction's end.
-            return Transaction(
+            transaction = Transaction(
                 state, committer.last_seq, self.life, (pin, hold), write=True,
                 values=values.since(state.version.install), commit=commit, tenure=(lock, tenure),
-                abandoned=lambda: engine.drop_lock(tenure),
             )  # fmt: skip
+            engine.note_writer(transaction, tenure)
+            return transaction
         except BaseException:
-            lock.release_of(tenure)
+            while lock.tenure == tenure:
+                try:  # noqa: SIM105  # no call before the one that is tried again
+                    lock.release_of(tenure)
+                except BaseException:
+                    pass
             raise
 
     def run(self, fn: Callable[[Transaction], Any], *, retries: int = 10) -> Any:

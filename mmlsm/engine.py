@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from mmlsm.read.life import Life
 from mmlsm.read.reader import ReadState
 from mmlsm.read.segment import Segment
 from mmlsm.read.version import Version
-from mmlsm.register import entry_of
+from mmlsm.register import Entry, entry_of
 from mmlsm.settings import DURABILITIES, Durability, Settings
 from mmlsm.space.allocator import Allocator
 from mmlsm.space.bitmap import Bitmap
@@ -66,7 +65,8 @@ class Engine:
         self.pins = Pins(debug=settings.debug)
         self.write_lock = FairLock(settings.debug)
         self.committer: Committer | None = None
-        self.dropped: deque[int] = deque()
+        self.writing: tuple[Entry[Callable[[], None]], int] | None = None
+        """The last write transaction, weakly, and its tenure of the write lock."""
         self._begin_lock = threading.Lock()
         self.close_lock = threading.Lock()
         self.closing_step = 0
@@ -212,7 +212,12 @@ class Engine:
                     try:
                         store.set_state(tables, version)
                     except BaseException:  # as in `_seal`
-                        store.set_state(tables, version)
+                        while True:
+                            try:
+                                store.set_state(tables, version)
+                                break
+                            except (KeyboardInterrupt, MemoryError):
+                                continue
                         raise
             except BaseException:
                 if self.committer is None and self.file.failure is None:
@@ -255,20 +260,17 @@ class Engine:
             self.writer.note_group_commit()
         return seq
 
-    def release_dropped(self) -> None:
-        """Free the write lock of transactions that the collector took; any thread, each lock once."""
-        dropped = self.dropped
-        while dropped:
-            with contextlib.suppress(IndexError, ValueError):  # another thread was faster
-                tenure = dropped[0]
-                self.write_lock.release_of(tenure)
-                dropped.remove(tenure)  # not before: cut off, this is done again
+    def note_writer(self, transaction: object, tenure: int) -> None:
+        """Have the write lock freed when the transaction is gone, whether it was ended or not."""
+        lock, store = self.write_lock, self.store
+        assert store is not None
+        self.writing = entry_of(transaction, store.released.put, lambda: lock.release_of(tenure)), tenure
 
-    def drop_lock(self, tenure: int) -> None:
-        """For finalisers: have the write lock's tenure ended soon. Takes no lock (R12)."""
-        self.dropped.append(tenure)
-        if self.store is not None:
-            self.store.released.put(self.release_dropped)
+    def release_dropped(self) -> None:
+        """Free the write lock of a transaction that is gone; the merge thread is told too, for those who wait."""
+        writing = self.writing
+        if writing is not None and writing[0]() is None:
+            self.write_lock.release_of(writing[1])
 
     def lock_for_writing(self, timeout: float | None) -> None:
         """Take the write lock, first come first served; LockTimeout when it is not free in time."""
@@ -281,10 +283,15 @@ class Engine:
         self.pressure.slow_down()
         if not self.write_lock.acquire(timeout):
             raise LockTimeout(f"the write lock was not free within {timeout} seconds")
+        tenure = self.write_lock.tenure
         try:
             self.life.check_open()
         except BaseException:
-            self.write_lock.release()
+            while self.write_lock.tenure == tenure:
+                try:  # noqa: SIM105  # no call before the one that is tried again
+                    self.write_lock.release_of(tenure)
+                except BaseException:
+                    pass
             raise
 
     def _seal(self) -> None:
@@ -292,7 +299,12 @@ class Engine:
         try:
             self._seal_or_go_on()
         except BaseException:  # Ctrl-C may not leave a memtable that takes commits and that readers do not see
-            self._seal_or_go_on()
+            while True:
+                try:
+                    self._seal_or_go_on()
+                    break
+                except (KeyboardInterrupt, MemoryError):
+                    continue
             raise
 
     def _seal_or_go_on(self) -> None:

@@ -60,6 +60,8 @@ class File(abc.ABC):
         self.path = path
         self.readonly = readonly
         self.failure: StorageError | None = None
+        self.cut_off: Final = StorageError(errno.EIO, "a sync or an install was cut off")
+        self.cut_off.__cause__ = MemoryError("no memory to say more")
         self.forked = False
         self.closed = False
         self.durable_writes = True
@@ -108,9 +110,14 @@ class File(abc.ABC):
         )
         failure.__cause__ = error
         with self._guard:
-            if self.failure is None:
+            if self.failure is None or self.failure is self.cut_off:
                 self.failure = failure
         return failure
+
+    def fail_at_once(self) -> None:
+        """As `sync_failed`, which is to follow and tells more, and may itself fail for want of memory."""
+        if self.failure is None:
+            self.failure = self.cut_off
 
     def on_fork(self, callback: Callable[[], object]) -> None:
         """Call this in each forked child. A bound method is held weakly. It must not do I/O or take locks."""

@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 WRITE: Final = 10
 INSTALL: Final = 20
@@ -32,6 +33,8 @@ FLUSH: Final = 30
 ORDER: Final = 40
 ALLOCATOR: Final = 50
 PINS: Final = 60
+
+Result = TypeVar("Result")
 
 _new_gate = threading.Lock
 _ident = threading.get_ident
@@ -108,6 +111,13 @@ def ordered_lock(name: str, rank: int, debug: bool) -> Mutex:
     return OrderedLock(name, rank) if debug else threading.Lock()
 
 
+def within(lock: threading.Lock, call: Callable[..., Result], *arguments: Any) -> Result:
+    """`call(*arguments)` with the lock held, for compiled modules: Cython's own `with` crashes where memory fails, and
+    of try and finally the interpreter lets Ctrl-C in between the taking and the try."""
+    with lock:
+        return call(*arguments)
+
+
 class FairLock:
     """A mutex that is given first come, first served: the write lock.
 
@@ -149,7 +159,12 @@ class FairLock:
             return given or not self._left(gate, me)
         except BaseException:
             # Ctrl-C can come at any step above: before the queue, in it, or just after the lock was given (I2).
-            self._leave(me)
+            while True:
+                try:
+                    self._leave(me)
+                    break
+                except (KeyboardInterrupt, MemoryError):
+                    continue
             raise
 
     def _left(self, gate: threading.Lock, me: int) -> bool:

@@ -17,14 +17,17 @@ What = TypeVar("What")
 
 
 class Entry(weakref.ref[Any], Generic[What]):
-    """A weak reference that gives itself to `tell`, a C function, when `holder` goes; `what` is what was held."""
+    """A weak reference that gives itself to a C function when the holder goes; `what` is what was held."""
 
     __slots__ = ("what",)
     what: What
 
 
 def entry_of(holder: object, tell: Callable[[Any], object], what: What) -> Entry[What]:
-    """The entry of `holder`: no constructor of Python, which for a weak reference would be two."""
+    """The entry that `tell`, a C function, is given when `holder` goes. It has to be kept until then.
+
+    No constructor of Python: for a weak reference it would be two, and CPython crashes where memory fails in one.
+    """
     entry: Entry[What] = Entry(holder, tell)
     entry.what = what
     return entry
@@ -52,6 +55,8 @@ class Register(Generic[What]):
             self._drain()
         present = self._present
         if present is None:
+            for gone in [number for number, entry in self._entries.items() if entry() is None]:
+                del self._entries[gone]  # it could not be told for want of memory
             present = self._present = tuple(entry.what for entry in self._entries.values())
         return present
 

@@ -133,7 +133,8 @@ def in_threads(*works: Callable[[], object], timeout: float = 60) -> None:
         thread.start()
     for thread in threads:
         thread.join(timeout)
-    assert not errors, errors[0] if len(errors) == 1 else errors
+    if errors:
+        raise AssertionError(errors[0] if len(errors) == 1 else errors) from errors[0]
     assert not any(thread.is_alive() for thread in threads), "a thread waits for ever"
 
 

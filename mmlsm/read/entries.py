@@ -16,12 +16,13 @@ I5. Ctrl-C at any step leaves at worst `order` dropped and `doubtful` or `remade
 from __future__ import annotations
 
 import threading
-from itertools import chain, islice
+from itertools import chain, filterfalse, islice
 from typing import Any
 
 import cython
 from sortedcontainers import SortedList
 
+from mmlsm.locks import within
 from mmlsm.read.ordering import in_order
 
 if cython.compiled:
@@ -113,18 +114,19 @@ class EntryTable:
 
         O(log n) beside what the keys that came since the last call cost: about 2 µs each, less for many at once.
         """
-        with self.ordering:
-            return list(islice(self.in_order().irange(key, None, (inclusive, True)), limit))
+        return within(self.ordering, self.some_keys, key, None, (inclusive, True), False, limit)
 
     def keys_before(self, key: bytes | None, inclusive: bool, limit: int) -> list[bytes]:
         """Up to `limit` keys from `key` (None: the greatest) down, descending. Cost as for `keys_from`."""
-        with self.ordering:
-            return list(islice(self.in_order().irange(None, key, (True, inclusive), reverse=True), limit))
+        return within(self.ordering, self.some_keys, None, key, (True, inclusive), True, limit)
 
     def sorted_keys(self) -> list[bytes]:
         """All keys, ascending."""
-        with self.ordering:
-            return list(self.in_order())
+        return within(self.ordering, self.some_keys, None, None, (True, True), False, None)
+
+    def some_keys(self, low, high, inclusive, reverse, limit) -> list[bytes]:
+        """Keys from `low` to `high`. REQUIRES `ordering`."""
+        return list(islice(self.in_order().irange(low, high, inclusive, reverse), limit))
 
     def in_order(self) -> SortedList:
         """All keys that came before the call, in order. REQUIRES `ordering`."""
@@ -143,7 +145,7 @@ class EntryTable:
             order = SortedList(chain.from_iterable(in_order(list(set(self.entries).union(keys)))))
         else:
             if twice or self.doubtful:
-                keys = [key for key in dict.fromkeys(keys) if key not in order]
+                keys = list(filterfalse(order.__contains__, dict.fromkeys(keys)))
             order.update(chain.from_iterable(in_order(keys)))
         self.order = order
         del fresh[:count]

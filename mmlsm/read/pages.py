@@ -92,7 +92,10 @@ class Pages:
         base: int64_t = page << 12
         n: cython.Py_ssize_t = self.window.m16[(base >> 1) + 2]
         w: Window = self.window
-        return [(child_page(w, base, i), child_pages(w, base, i), child_sum(w, base, i)) for i in range(n)]
+        children: list = []
+        for i in range(n):
+            children.append((child_page(w, base, i), child_pages(w, base, i), child_sum(w, base, i)))
+        return children
 
     def birth_of(self, page: int64_t) -> int:
         """The install number in the header of the proved node at `page`: since when it can be seen, at the earliest."""

@@ -180,8 +180,15 @@ class Reader:
         self.life.check()
         if still.state is None:
             raise ClosedError("this handle is closed")
-        values = BatchGet(still.state, [self.key_of(key) for key in keys]).run(still.seq)
-        return values if default is None else [default if value is None else value for value in values]
+        wanted = list(keys)
+        for i in range(len(wanted)):
+            wanted[i] = self.key_of(wanted[i])
+        values: list = BatchGet(still.state, wanted).run(still.seq)
+        if default is not None:
+            for i in range(len(values)):
+                if values[i] is None:
+                    values[i] = default
+        return values
 
     def get_view(self, key: Key) -> memoryview | None:
         """A read-only memoryview of the value in the map: no copy, valid and unchanging while held, past close too.

@@ -39,8 +39,15 @@ class Version:
         self.pin = pin
         self.made_at = time.time()
         self._maps: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-        for segment in self.segments:
-            segment.lock.acquire_shared()
+        taken: list[Segment] = []
+        try:
+            for segment in self.segments:
+                segment.lock.acquire_shared()
+                taken.append(segment)
+        except BaseException:
+            for segment in taken:
+                segment.lock.release_shared()
+            raise
 
     def pinned_map(self, file: File, pages: int) -> Any:
         """Interpreted mode: a map of at least `pages` pages whose slices keep this version alive."""

@@ -47,6 +47,9 @@ LOG_RATIO: Final = 4
 """A memtable is sealed when its log has this many times the bytes of a log of its newest versions alone."""
 RECORD_BYTES: Final = HEADER_BYTES + ENTRY_BYTES + 4
 
+LOOK_S: Final = 1.0
+"""Who waits looks at least so often whether somebody leads: one who left for want of memory may have told nobody."""
+
 OFF, GROUP, FULL, ASKING = range(4)
 MODES: Final[dict[Durability, int]] = {"off": OFF, "group": GROUP, "full": FULL}
 WAITING, SETTLED, FAILED = range(3)
@@ -140,7 +143,7 @@ class Committer:
         if locked != (lock.owner == me):
             assert not locked, "a commit says that its thread has the write lock, and it has not"
             raise RuntimeError("this thread has a write transaction open: write through it")
-        interrupted: KeyboardInterrupt | None = None
+        interrupted: BaseException | None = None
         try:
             if isinstance(items, dict):
                 items = list(items.items())
@@ -155,7 +158,7 @@ class Committer:
             while lock.owner == me:
                 try:
                     lock.release()
-                except KeyboardInterrupt as error:
+                except BaseException as error:
                     interrupted = error
         if interrupted is not None:
             raise interrupted
@@ -262,13 +265,15 @@ class Committer:
                 if gate is None:
                     self._lead()
                 else:
-                    gate.acquire()
+                    gate.acquire(timeout=LOOK_S)
         except BaseException:
+            if self._leader is ticket:
+                self._leader = None  # at once, for the rest may fail for want of memory
             while True:
                 try:
                     self._leave(ticket)
                     break
-                except KeyboardInterrupt:
+                except (KeyboardInterrupt, MemoryError):
                     continue
             raise
         if ticket.state == FAILED:
@@ -283,11 +288,13 @@ class Committer:
                 self._leader = ticket
             self._lead()
         except BaseException:
+            if self._leader is ticket:
+                self._leader = None  # at once, for the rest may fail for want of memory
             while True:
                 try:
                     self._leave(ticket)
                     break
-                except KeyboardInterrupt:
+                except (KeyboardInterrupt, MemoryError):
                     continue
             raise
 

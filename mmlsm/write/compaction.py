@@ -19,8 +19,12 @@ class Compaction:
     `seq` is the last commit that it is about, set by the merge thread: what comes later is not waited for.
     """
 
-    def __init__(self, progress: Callable[[int, int], object] | None) -> None:
+    def __init__(
+        self, progress: Callable[[int, int], object] | None, is_over: Callable[[], bool] = lambda: False
+    ) -> None:
         self.progress = progress
+        self.is_over = is_over
+        """Whether the merge thread has ended."""
         self.seq: int | None = None
         self.done = 0
         self.total = 0
@@ -63,6 +67,8 @@ class Compaction:
                     self.progress(self.done, self.total)
                 if finished:
                     break
+                if self.is_over() and not self.finished:
+                    raise Error("the merge thread has ended before the compaction was done")
         except BaseException:
             self.cancelled = True
             raise

@@ -205,7 +205,9 @@ class MergeCore:
 
     def take_dropped(self) -> list:
         """Overflow extents (first page, pages) whose entries were left out since the last call."""
-        found = [(self.dropped.at[2 * i], self.dropped.at[2 * i + 1]) for i in range(self.dropped_count)]
+        found: list = []
+        for i in range(self.dropped_count):
+            found.append((self.dropped.at[2 * i], self.dropped.at[2 * i + 1]))
         self.dropped_count = 0
         return found
 

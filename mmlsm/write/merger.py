@@ -27,6 +27,7 @@ from mmlsm.write.worker import Worker
 
 if TYPE_CHECKING:
     from mmlsm.file import Channel, File
+    from mmlsm.read.segment import Segment
     from mmlsm.read.version import Version
 
 IDLE_S = 0.5
@@ -124,7 +125,7 @@ class Merger(Worker):
 
     def request_compaction(self, progress: Callable[[int, int], object] | None) -> Compaction:
         """Ask for everything to be merged into one run and space to be given back; wait on what is answered."""
-        request = Compaction(progress)
+        request = Compaction(progress, lambda: self.over)
         with self.lock:
             if self.stopping or self.fault is not None:
                 request.finish(Error(f"the merge thread has failed: {self.fault!r}") if self.fault else gone())
@@ -364,22 +365,29 @@ class Merger(Worker):
                     if self.jobs is None or store.manifest.install != self.jobs.installed:
                         self.installed_at = time.monotonic()
                     continue
-                if message is (opener := store.opener) and opener is not None:
-                    message = opener.what
-                if not isinstance(message, Entry):
-                    message()
+                held = message.what if isinstance(message, Entry) else message
+                if callable(held):
+                    held()
                     continue
-                install, segments = message.what
-                for segment in segments:
-                    segment.lock.release_shared()
-                store.reclaimer.unpin(install)
-                store.made_at.pop(install, None)
-                store.versions.pop(install, None)
+                self.unpin(message)
+
+    def unpin(self, entry: Entry[tuple[int, tuple[Segment, ...]]]) -> None:
+        """A version is gone. Once for each, however often it is told."""
+        store, (install, segments) = self.store, entry.what
+        if store.versions.get(install) is entry:
+            for segment in segments:
+                segment.lock.release_shared()
+            store.reclaimer.unpin(install)
+            store.made_at.pop(install, None)
+            del store.versions[install]
 
     def reclaim(self) -> None:
         """Free what no pinned version sees, tear down segments that are gone, cut the file's free tail off."""
         store = self.store
         self.reclaimed_at = time.monotonic()
+        for entry in list(store.versions.values()):
+            if entry() is None:  # told already, or not for want of memory
+                self.unpin(entry)
         if store.file.failure is not None:
             return
         with store.install_lock:

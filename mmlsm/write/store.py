@@ -11,7 +11,6 @@ I3. An install that fails before its first superblock write changes nothing and 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import time
@@ -124,10 +123,16 @@ class Store:
         levels = tuple(
             tuple(tuple(self.segment_of(record) for record in run) for run in level) for level in manifest.levels
         )
-        self.reclaimer.pin(manifest.install)
-        self.made_at[manifest.install] = time.time()
-        version = Version(manifest.install, seq, levels, self.file.pin)
-        self.versions[manifest.install] = entry_of(version, self.released.put, (manifest.install, version.segments))
+        install = manifest.install
+        self.reclaimer.pin(install)
+        try:
+            self.made_at[install] = time.time()
+            version = Version(install, seq, levels, self.file.pin)
+            # Last, for from then on it is unpinned when it goes.
+            self.versions[install] = entry_of(version, self.released.put, (install, version.segments))
+        except BaseException:
+            self.reclaimer.unpin(install)
+            raise
         return version
 
     def segment_of(self, record: Any) -> Segment:
@@ -172,6 +177,7 @@ class Store:
                 channel.pwrite_durably(slot * limits.PAGE_BYTES, image)
         except BaseException as error:
             if self.file.failure is None:
+                self.file.fail_at_once()
                 self.file.sync_failed(OSError(getattr(error, "errno", None) or errno.EIO, str(error)))
             raise
         self.superblock = block
@@ -210,11 +216,14 @@ class Store:
             try:
                 self._adopt(edit, draft, own, version)
             except BaseException as error:  # no memory, Ctrl-C: what is free is no longer known (I3)
+                self.file.fail_at_once()
                 self.file.sync_failed(OSError(errno.EIO, f"an install was cut off: {error!r}"))
                 raise
-        for tell in self.on_install:
-            with contextlib.suppress(MemoryError):
+        try:  # the install stands, so nothing may come out of here
+            for tell in self.on_install:
                 tell()
+        except MemoryError:
+            pass
         return number
 
     def _adopt(self, edit: Edit, draft: Draft, own: list[Extent], version: Version) -> None:

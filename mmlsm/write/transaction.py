@@ -33,8 +33,8 @@ SEQ_ALL = (1 << 62) - 1
 class Transaction(Reader):
     """Reads its snapshot and its own writes. Leaving the `with` block commits; an exception aborts.
 
-    `commit` is called with the pending items, once; `tenure` is the write lock and the tenure that it then ends. A
-    finaliser calls `abandoned` instead, which takes no lock.
+    `commit` is called with the pending items, once; `tenure` is the write lock and the tenure that it then ends. Where
+    it is dropped, whoever made it sees to the lock (`Engine.note_writer`).
     """
 
     def __init__(
@@ -48,7 +48,6 @@ class Transaction(Reader):
         values: ValueWriter | None,
         commit: Callable[[dict[bytes, Any], Durability | None], int],
         tenure: tuple[FairLock, int] | None,
-        abandoned: Callable[[], object],
     ) -> None:
         self._overlay = EntryTable()
         if write:
@@ -59,7 +58,6 @@ class Transaction(Reader):
         self._values = values
         self._commit = commit
         self._tenure = tenure
-        self._abandoned = abandoned
         self._journals: list[list[tuple[bytes, Entry | None]]] = []
         self._thread = threading.get_ident()
         self._finished = False
@@ -233,4 +231,3 @@ class Transaction(Reader):
             if self._values is not None:
                 replaced = [entry for journal in self._journals for _, entry in journal if entry is not None]
                 self._values.abandon(entry.value for entry in (*self._overlay.entries.values(), *replaced))
-            self._abandoned()

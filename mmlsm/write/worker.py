@@ -60,8 +60,12 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         try:
-            if not self._given_up:
-                self.work()
+            while not self._given_up:
+                try:
+                    self.work()
+                    break
+                except MemoryError:  # in the telling of a fault; its state is in attributes, so it goes on
+                    pass
         finally:  # the number of a thread that is gone is soon another's
             self._done = True
             self._end.release()

@@ -43,15 +43,15 @@ PLANTED = (
     Sabotage(
         "interrupted-waiter-stays-in-the-queue", "5 8", "the write lock is given to a thread that has left",
         "locks.py",
-        "            self._leave(me)\n            raise\n",
-        "            raise\n",
+        "                    self._leave(me)\n",
+        "                    pass\n",
         ("unit/test_locks.py::test_ctrl_c_while_waiting_leaves_the_queue",),
     ),
     Sabotage(
         "dropped-transaction-keeps-the-lock", "8", "a write transaction that is dropped keeps all writers out",
-        "write/transaction.py",
-        "            self._abandoned()\n",
-        "            pass\n",
+        "database.py",
+        "            engine.note_writer(transaction, tenure)\n",
+        "",
         ("unit/test_transactions.py::test_a_dropped_transaction_lets_go_of_the_lock",),
     ),
     Sabotage(

@@ -156,6 +156,7 @@ PLANTED = (
         "channel.py",
         """            self._system.sync(self._descriptor.fd)
         except (OSError, MemoryError) as error:
+            self._file.fail_at_once()
             raise self._file.sync_failed(error) from error
 """,
         """            self._system.sync(self._descriptor.fd)
@@ -187,8 +188,9 @@ PLANTED = (
     Sabotage(
         "failed-sync-forgotten", "7", "a failed sync raises, and the handle writes on as if nothing had happened",
         "handle.py",
-        "            if self.failure is None:\n                self.failure = failure\n",
-        "            pass\n",
+        "            if self.failure is None or self.failure is self.cut_off:\n"
+        "                self.failure = failure\n",
+        "            self.failure = None\n",
         (
             f"{FAULTS}[threads-sync-EIO-once]",
             "unit/test_file.py::test_a_failed_sync_in_one_channel_is_final_for_all",

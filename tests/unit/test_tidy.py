@@ -206,6 +206,20 @@ def faults_of_compiled_pairs(sources: list[Source]) -> list[str]:
     return faults
 
 
+def faults_of_cython(sources: list[Source]) -> list[str]:
+    """What Cython 3.3 compiles into code that crashes where memory fails: comprehensions, `with` of an object."""
+    faults = []
+    for source in sources:
+        if not (source.ours and source.python and source.compiled):
+            continue
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp):
+                faults.append(f"{source.name}:{node.lineno}: a comprehension in a compiled module; write the loop")
+            elif isinstance(node, ast.With) and ast.unparse(node.items[0]) != "cython.nogil":
+                faults.append(f"{source.name}:{node.lineno}: `with` in a compiled module; call locks.within")
+    return faults
+
+
 def constant(name: str, source: Source, by_name: dict[str, Source]) -> int | None:
     """What a module gives a name, itself or by importing it."""
     for node in ast.walk(source.tree):
@@ -237,6 +251,7 @@ RULES: tuple[Callable[[list[Source]], list[str]], ...] = (
     faults_of_lengths,
     faults_of_docstrings,
     faults_of_compiled_pairs,
+    faults_of_cython,
 )
 
 
@@ -280,6 +295,8 @@ HOT = "# cython: boundscheck=False\n" + DOC
         (faults_of_layers, {"mmlsm/database.py": "import mmlsm", "mmlsm/__init__.py": ""}),
         (faults_of_layers, {"mmlsm/novelty.py": ""}),
         (faults_of_cycles, {"mmlsm/read/a.py": "import mmlsm.read.b", "mmlsm/read/b.py": "import mmlsm.read.a"}),
+        (faults_of_cython, {"mmlsm/read/a.py": HOT + "b = [i for i in range(3)]"}),
+        (faults_of_cython, {"mmlsm/read/a.py": HOT + "def f(lock):\n    with lock:\n        pass"}),
         (faults_of_io, {"mmlsm/check.py": "import os.path"}),
         (faults_of_io, {"mmlsm/check.py": "from mmap import mmap"}),
         (faults_of_names, {"mmlsm/read/cursor_utils.py": ""}),

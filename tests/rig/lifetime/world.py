@@ -79,6 +79,24 @@ class World:
         assert there in (self.state, after), "half of a commit is there"
         self.state = there
 
+    def look(self, after: State) -> bool:
+        """What was done is there or not, and all goes on, or it was opened anew as it asks for: whether it was."""
+        db, engine = self.db, self.db._engine
+        if not engine.closed and (engine.closing_step or (engine.committer and engine.committer.closing)):
+            db.close()  # it was cut off more than once, and goes on
+        failed = engine.file.failure or (engine.committer and engine.committer.failure)
+        if not (db.closed or failed):
+            self.settle(after)
+            self.is_well()
+            return False
+        if not db.closed:
+            killed(db)
+        self.db = tiny(self.path, **self.settings)
+        there = dict(self.db.items())
+        assert there in (self.state, after), "half of a commit is there after the reopening"
+        self.state = there
+        return True
+
     def is_well(self) -> None:
         """Other threads and this one can do everything; nothing is pinned that nobody holds."""
         db, key, value = self.db, b"after", self.next_value()
@@ -96,8 +114,8 @@ class World:
         db.put(key, value)
         self.state[key] = value
 
-    def is_sound(self) -> None:
-        """That, a flush, a merge, a proof; no pin but the newest, and no page that is neither used nor free."""
+    def is_sound(self, *, pins: bool = True) -> None:
+        """That, a flush, a merge, a proof; and with `pins` none but the newest."""
         self.is_well()
         db = self.db
         in_threads(db._engine.flush, timeout=30)
@@ -105,6 +123,8 @@ class World:
         proof.prove(db)
         assert dict(db.items()) == self.state
         gc.collect()
+        if not pins:
+            return
 
         def unpinned() -> bool:
             stats = db.stats()

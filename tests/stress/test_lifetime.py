@@ -1,0 +1,144 @@
+"""Campaigns of misuse and lifetime: strikes, storms of signals, failing allocations, little room, whole lives."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mmlsm
+import proof
+from campaign import Campaign
+from rig.lifetime.cycles import held, leaks, lives
+from rig.lifetime.interrupts import Interrupted, Strike
+from rig.lifetime.world import World, reads, writes
+
+ERRORS = (KeyboardInterrupt, Interrupted)
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An exception in a finaliser comes out nowhere: CPython only tells of it."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: None)
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("quiet")
+def test_strikes_at_any_step_of_any_operation(campaign: Campaign, path: Path) -> None:
+    """Each operation is counted once, then struck at a step drawn from as many."""
+    world, struck, reopened, counts = World(path), 0, 0, dict[str, int]()
+    rng = random.Random(campaign.seed)
+    number = -1
+    for number in campaign.trials(150, 1_000_000):
+        kinds, plain = writes(world), reads(world)
+        name = rng.choice([*kinds, *plain])
+        after = dict(world.state)
+        call = kinds[name](after) if name in kinds else plain[name]
+        strike = Strike(rng.randint(1, counts[name]) if name in counts else 0, rng.choice(ERRORS))
+        try:
+            strike(call)
+            counts[name] = max(counts.get(name, 0), strike.points)
+            struck += strike.struck
+            reopened += world.look(after)
+            if number % 20 == 0:
+                world.is_sound()
+            if number % 100 == 0:
+                world.reopen()
+        except BaseException as error:
+            error.add_note(f"seed {campaign.seed}, trial {number}: {name} struck at {strike.at}: {strike.where}")
+            raise
+    world.is_sound()
+    world.db.close()
+    proof.prove_file(path)
+    campaign.report(trials=number + 1, struck=struck, reopened=reopened, steps_known=sum(counts.values()))
+
+
+@pytest.mark.parametrize("kind", ["signals", "memory"])
+def test_storms(campaign: Campaign, path: Path, kind: str) -> None:
+    """Operations in a process of their own, while handlers of signals raise or allocations fail."""
+    if kind == "memory" and importlib.util.find_spec("_testcapi") is None:
+        pytest.skip("this Python has no _testcapi, which makes allocations fail")
+    figures = {"operations": 0, "hits": 0, "reopened": 0}
+    seconds = 4 if not campaign.long else 60
+    number = -1
+    for number in campaign.trials(1, 1000):
+        seed = campaign.seed * 1000 + number
+        ended = subprocess.run(
+            [sys.executable, "-X", "faulthandler", "-m", "rig.lifetime.storms", kind, path, str(seed), str(seconds)],
+            capture_output=True,
+            text=True,
+            timeout=seconds + 120,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+        assert ended.returncode == 0, f"storm of {kind}, seed {seed}: {ended.returncode}\n{ended.stdout}{ended.stderr}"
+        for name, figure in json.loads(ended.stdout).items():
+            figures[name] += figure
+        proof.prove_file(path)
+        path.unlink()
+    assert figures["hits"]
+    campaign.report(storms=number + 1, **figures)
+
+
+LITTLE = """
+import resource, sys, mmlsm
+path, room = sys.argv[1], int(sys.argv[2])
+here = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (here + room, here + room))
+try:
+    with mmlsm.open(path) as db:
+        db[b"a"] = b"1" * 100
+        db.compact()
+        assert db[b"a"] == b"1" * 100
+    print("opened")
+except (MemoryError, mmlsm.Error) as error:
+    print("refused", type(error).__name__)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="asks /proc for its size")
+def test_little_address_space_is_an_error_and_no_hang(campaign: Campaign, path: Path) -> None:
+    """Stacks of threads, maps and heaps, in any of which it may end."""
+    assert resource.RLIMIT_AS
+    rng = random.Random(campaign.seed)
+    told = {"opened": 0, "refused": 0}
+    for number in campaign.trials(6, 2000):
+        room = int(2 ** rng.uniform(16, 27))
+        ended = subprocess.run(
+            [sys.executable, "-c", LITTLE, path, str(room)],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+        assert ended.returncode == 0, (campaign.seed, number, room, ended.returncode, ended.stdout, ended.stderr)
+        told[ended.stdout.split()[0]] += 1
+        if path.exists():
+            with mmlsm.open(path) as db:
+                assert db.get(b"a") in (None, b"1" * 100)
+                proof.prove(db)
+    campaign.report(**told)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
+def test_nothing_is_left_of_a_thousand_lives(campaign: Campaign, path: Path) -> None:
+    lives(path, range(16))
+    before, cycles = held(path), 0
+    for _ in campaign.trials(1, 100):
+        lives(path, range(campaign.count(64, 1000)))
+        cycles += campaign.count(64, 1000)
+        assert leaks(before, held(path), cycles) == []
+    campaign.report(lives=cycles, before=before, after=held(path))
