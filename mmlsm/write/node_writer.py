@@ -22,6 +22,8 @@ WRITE_BYTES = 1 << 20
 SYNC_BYTES = 32 << 20
 """So much is written before it is synced: who syncs the file beside a long merge waits for no more than this."""
 
+NO_RUN = Extent(0, 0)
+
 
 class NodeWriter:
     """`reserved` are the segment's extents so far, overflow extents and filter too; `bytes_written` all their bytes."""
@@ -68,12 +70,13 @@ class NodeWriter:
 
     def return_rest(self) -> None:
         """Close the current reservation: keep what was used, give the rest back."""
-        rest = self.run.count - self.run_used
-        if rest:
-            self.allocator.give_back(Extent(self.run.first + self.run_used, rest))
-        if self.run_used:
-            self.reserved.append(Extent(self.run.first, self.run_used))
-        self.run, self.run_used = Extent(0, 0), 0
+        run, used = self.run, self.run_used
+        rest = Extent(run.first + used, run.count - used)
+        if used:
+            self.reserved.append(Extent(run.first, used))
+        self.run, self.run_used = NO_RUN, 0  # before the rest goes, which is then never given back twice
+        if rest.count:
+            self.allocator.give_back(rest)
 
     def finish(self) -> None:
         """Write all that was placed; give the rest of the reservation back."""
@@ -84,6 +87,6 @@ class NodeWriter:
         """Give back every page."""
         self.pending = bytearray()
         self.return_rest()
-        for extent in self.reserved:
-            self.allocator.give_back(extent)
-        self.reserved = []
+        while self.reserved:
+            self.allocator.give_back(self.reserved[-1])
+            self.reserved.pop()
