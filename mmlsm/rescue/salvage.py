@@ -5,7 +5,8 @@ One thread. The damaged file is opened read-only and never written to; what come
 I1. Of each key the newest entry that is left speaks, and a tombstone hides it: as for any reader (R9).
 I2. Every loss is listed: with the range of keys that it may touch, and, where something older lies below it, as
     uncertain too, for the older value or a deleted key may have come back.
-I3. The new file is there when `salvage` returns, and is not there when it raises.
+I3. The new file is there when `salvage` returns, and is not there when it raises. It is made before all else, and by
+    who makes it alone, so that nothing that others put there meanwhile is ever written to or removed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mmlsm import limits
+from mmlsm.channel import refused
 from mmlsm.database import Database
 from mmlsm.errors import CorruptionError, Error, FormatError, StorageError, without_advice
 from mmlsm.file import SYSTEM, open_file
@@ -54,31 +56,41 @@ def salvage(
     FormatError: no database, or of a format that this program does not know. StorageError: `path` is not there, `out`
     is there already, or cannot be written. Cost: two reads of the file at most, constant memory for values of any size.
     """
-    if Path(out).is_symlink() or Path(out).exists():
-        raise StorageError(errno.EEXIST, f"there is something at {out} already: salvage makes a new file")
-    file = open_file(path, readonly=True, create=False, system=system)
+    out = Path(out).absolute()
+    claim(out)
     try:
-        if not file.pages:
-            raise FormatError(f"not an mmlsm database, for {path} has only {file.bytes} bytes")
-        report = SalvageReport()
-        salvager = Salvager(file, find_basis(file, report), report, unproved=unproved)
-        target = Database(out, Settings(durability="off"), system)
-        try:
-            salvager.write_to(target, progress)
-            target.close()
-        except BaseException:
-            discard(target)
-            raise
-    finally:
-        file.close()
+        with contextlib.closing(open_file(path, readonly=True, create=False, system=system)) as file:
+            if not file.pages:
+                raise FormatError(f"not an mmlsm database, for {path} has only {file.bytes} bytes")
+            report = SalvageReport()
+            salvager = Salvager(file, find_basis(file, report), report, unproved=unproved)
+            bring_out(salvager, out, progress, system)
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
     return report
 
 
-def discard(target: Database) -> None:
-    """Remove a database that is not finished."""
-    with contextlib.suppress(Error):
+def claim(out: Path) -> None:
+    """Make an empty file that is ours; StorageError where there is anything already."""
+    try:
+        out.touch(exist_ok=False)
+    except FileExistsError as error:
+        raise StorageError(errno.EEXIST, f"there is something at {out} already: salvage makes a new file") from error
+    except OSError as error:
+        raise refused(error, f"making {out}") from error
+
+
+def bring_out(salvager: Salvager, out: Path, progress: Progress | None, system: System) -> None:
+    """Make the empty file at `out` a database of what is left."""
+    target = Database(out, Settings(durability="off"), system)
+    try:
+        salvager.write_to(target, progress)
         target.close()
-    target.path.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(Error):
+            target.close()
+        raise
 
 
 class LostValue(Exception):

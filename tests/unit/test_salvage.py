@@ -5,6 +5,8 @@ The oracle of most tests: a key that is in no listed range has in the new databa
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import random
 from collections import Counter
 from functools import partial
@@ -16,11 +18,13 @@ import pytest
 import mmlsm
 from campaign import Campaign
 from mmlsm.cli.pages_by_owner import layout_of, walk
+from mmlsm.file import System
 from mmlsm.format import leaf, parent
 from mmlsm.format.manifest import Reference
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.read.pages import read_payload
 from mmlsm.rescue.report import past
+from mmlsm.rescue.roots import find_basis
 from mmlsm.settings import Settings
 from rig.damage.salvaged import BringOut, brought_out, judge, listed
 from rig.damage.worn import Original, worn
@@ -100,6 +104,65 @@ def test_what_is_there_already_is_never_written_to(original: Original, tmp_path:
             mmlsm.salvage(path, out)
     assert path.read_bytes() == original.image
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_another_puts_at_the_new_name_meanwhile_stays_whole(
+    original: Original, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.db"
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        with pytest.raises(mmlsm.StorageError, match="already"):
+            mmlsm.salvage(original.damaged(), out)
+        return find_basis(*arguments)
+
+    monkeypatch.setattr("mmlsm.rescue.salvage.find_basis", slow)
+    report = mmlsm.salvage(original.damaged(), out)
+    with mmlsm.open(out, readonly=True) as reader:
+        assert len(reader) == report.entries
+
+
+def test_what_cannot_be_made_leaves_nothing_behind(original: Original, tmp_path: Path) -> None:
+    """Nor does a new database that can be made but not opened: descriptors are short."""
+
+    class Short(System):
+        left = 0
+
+        def open(self, path: str, flags: int, mode: int = 0o666) -> int:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().open(path, flags, mode)
+
+    system, out = Short(), tmp_path / "out.db"
+    path = original.damaged()
+    report = None
+    for most in range(100):
+        system.left = most
+        with contextlib.suppress(mmlsm.StorageError):
+            report = mmlsm.salvage(path, out, system=system)
+        assert out.exists() == (report is not None)
+        if report is not None:
+            break
+    assert most > 4
+    assert report is not None
+
+
+def test_a_name_that_cannot_be_is_an_error_of_ours(original: Original, tmp_path: Path) -> None:
+    path = original.damaged()
+    for out in (tmp_path / ("x" * 300), tmp_path / "no folder" / "out.db", path / "out.db"):
+        with pytest.raises(mmlsm.StorageError):
+            mmlsm.salvage(path, out)
+
+
+def test_what_is_saved_is_a_file_whatever_its_name(
+    original: Original, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = mmlsm.salvage(original.damaged(), ":memory:")
+    with mmlsm.open(tmp_path / ":memory:", readonly=True) as reader:
+        assert len(reader) == report.entries > 0
 
 
 def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
