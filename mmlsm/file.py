@@ -44,6 +44,9 @@ _FLOCK: Final = struct.Struct("hhqqi4x")
 """C's struct flock on 64-bit Linux: type, whence, start, length, pid (0 for OFD locks)."""
 
 
+_STDERR: Final = 2
+
+
 class PinnedMap(mmap.mmap):
     """An interpreted view's map: every slice of it keeps `owner` alive."""
 
@@ -57,7 +60,14 @@ class System:
     """Every call of the operating system that a `File` makes, one method each."""
 
     def open(self, path: str, flags: int, mode: int = 0o666) -> int:
-        return os.open(path, flags | os.O_CLOEXEC, mode)
+        fd = os.open(path, flags | os.O_CLOEXEC, mode)
+        if fd > _STDERR:
+            return fd
+        # The number of a standard stream that was closed: what somebody prints there would end up in the database.
+        try:
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1)
+        finally:
+            os.close(fd)
 
     def reopen(self, fd: int, path: Path | None, *, readonly: bool) -> int:
         """A new open of the very same file, whatever its name has become."""

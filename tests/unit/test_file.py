@@ -297,3 +297,20 @@ def test_each_channel_is_an_open_of_its_own_also_after_the_name_is_gone(path, fi
         os.lseek(fd, len(flags) * 7, os.SEEK_SET)
         flags.append(fd)
     assert [os.lseek(fd, 0, os.SEEK_CUR) for fd in flags] == [0, 7, 14], "one description each: errors are told to each"
+
+
+def test_no_database_gets_the_number_of_a_closed_standard_stream(path):
+    """Or what anybody prints there would be written into it."""
+    path.touch()
+    kept = os.dup(0)
+    try:
+        os.close(0)
+        fd = System().open(os.fspath(path), os.O_RDWR)
+        assert not os.path.exists("/proc/self/fd/0")
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+    assert fd > 2
+    assert os.path.samestat(os.fstat(fd), path.stat())
+    assert not os.get_inheritable(fd)
+    os.close(fd)
