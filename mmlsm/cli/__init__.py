@@ -39,6 +39,7 @@ def grammar() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Prints, and raises SystemExit only for --help and wrong arguments."""
+    sys.stdout = sys.stdout or open("/dev/null", "w")  # noqa: SIM115  # None where it was closed before the start
     args = grammar().parse_args(argv)
     try:
         code: int = args.run(args)
