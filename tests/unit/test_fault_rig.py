@@ -170,6 +170,7 @@ def sync_errors_are_swallowed(patch: pytest.MonkeyPatch) -> None:
 
 def the_handle_stays_writable(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(handle.File, "sync_failed", lambda self, error: channel.refused(error, "a sync failed"))
+    patch.setattr(handle.File, "fail_at_once", lambda self: None)
 
 
 def syncs_are_retried(patch: pytest.MonkeyPatch) -> None:
