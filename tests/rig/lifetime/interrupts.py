@@ -12,6 +12,7 @@ counts these points, in whatever Python code runs below the call, and raises at 
 from __future__ import annotations
 
 import dis
+import gc
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -56,6 +57,8 @@ class Strike:
 
     def __call__(self, call: Callable[[], object]) -> None:
         """Run it, up to where it is struck."""
+        callbacks = gc.callbacks[:]  # Python functions of others, hypothesis for one, which a collection would call
+        gc.callbacks.clear()
         sys.settrace(self._trace)
         sys.setprofile(self._profile)
         try:
@@ -69,6 +72,7 @@ class Strike:
         finally:
             sys.setprofile(None)
             sys.settrace(None)
+            gc.callbacks[:] = callbacks
 
     def _point(self, frame: FrameType, what: str) -> None:
         self.points += 1
