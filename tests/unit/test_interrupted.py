@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 import mmlsm
 from commit_rig import eventually, in_threads
-from rig.lifetime.interrupts import Interrupted, points
+from rig.lifetime.interrupts import Interrupted, Strike, points
 from rig.lifetime.world import World, killed, of_mmlsm, reads, tiny, writes
 
 WRITES = (
@@ -46,6 +46,22 @@ def test_the_cases_are_all_there(path: Path) -> None:
     world.db.close()
 
 
+def survives(world: World, strikes: Iterable[Strike], settle: Callable[[], object]) -> None:
+    """Look after each strike, once it is settled what the state is, and then at the file."""
+    for number, strike in enumerate(strikes):
+        try:
+            settle()
+            world.is_well()
+            if number % 10 == 0:
+                world.is_sound()
+        except BaseException as error:
+            error.add_note(f"struck at step {strike.at}: {strike.where}")
+            raise
+    world.is_sound()
+    world.reopen()
+    world.db.close()
+
+
 @pytest.mark.parametrize("name", WRITES)
 def test_a_write_struck_at_any_step_is_there_or_not(path: Path, name: str) -> None:
     world = World(path)
@@ -57,35 +73,14 @@ def test_a_write_struck_at_any_step_is_there_or_not(path: Path, name: str) -> No
         after = dict(world.state)
         prepare(after)()
 
-    for number, strike in enumerate(points(operation, most=POINTS_MOST, seed=name)):
-        try:
-            world.settle(after)
-            world.is_well()
-            if number % 10 == 0:
-                world.is_sound()
-        except BaseException as error:
-            error.add_note(f"struck at step {strike.at}: {strike.where}")
-            raise
-    world.is_sound()
-    world.reopen()
-    world.db.close()
+    survives(world, points(operation, most=POINTS_MOST, seed=name), lambda: world.settle(after))
 
 
 @pytest.mark.parametrize("name", READS)
 def test_a_read_struck_at_any_step_leaves_nothing_behind(path: Path, name: str) -> None:
     world = World(path)
     world.db[b"large"] = world.state[b"large"] = bytes(3 << 20)
-    for number, strike in enumerate(points(reads(world)[name], most=POINTS_MOST, seed=name)):
-        try:
-            world.is_well()
-            if number % 10 == 0:
-                world.is_sound()
-        except BaseException as error:
-            error.add_note(f"struck at step {strike.at}: {strike.where}")
-            raise
-    world.is_sound()
-    world.reopen()
-    world.db.close()
+    survives(world, points(reads(world)[name], most=POINTS_MOST, seed=name), lambda: None)
 
 
 def test_a_first_commit_struck_at_any_step_is_there_or_not(path: Path) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import random
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +25,10 @@ from mmlsm.read.pages import read_payload
 from mmlsm.rescue.report import past
 from mmlsm.rescue.roots import find_basis
 from mmlsm.settings import Settings
-from rig.damage.salvaged import BringOut, brought_out, judge, listed
-from rig.damage.worn import Original, worn
+from rig.damage.salvaged import BringOut, judge, listed
+from rig.damage.worn import Original
 
 pytestmark = pytest.mark.unproved
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
-    return worn(tmp_path_factory.mktemp("salvage") / "original.db")
-
-
-@pytest.fixture(scope="module")
-def tidy(tmp_path_factory: pytest.TempPathFactory) -> Original:
-    """One run, no log: nothing older lies below anything."""
-    return worn(tmp_path_factory.mktemp("salvage") / "tidy.db", tidy=True)
-
-
-@pytest.fixture
-def bring_out(tmp_path: Path) -> BringOut:
-    """Salvages a file: what came out, and the report."""
-    return partial(brought_out, out=tmp_path / "out.db")
 
 
 def keys_of(one: Original, page: int) -> set[bytes]:

@@ -7,7 +7,6 @@ import os
 import random
 import tracemalloc
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,27 +16,10 @@ from mmlsm.file import System
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.rescue.roots import manifests_in
 from mmlsm.settings import Settings
-from rig.damage.salvaged import BringOut, brought_out, everything_is_uncertain, judge
-from rig.damage.worn import Original, State, worn
+from rig.damage.salvaged import BringOut, everything_is_uncertain, judge
+from rig.damage.worn import Original, State
 
 pytestmark = pytest.mark.unproved
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
-    return worn(tmp_path_factory.mktemp("salvage") / "original.db")
-
-
-@pytest.fixture(scope="module")
-def tidy(tmp_path_factory: pytest.TempPathFactory) -> Original:
-    """One run, no log: nothing older lies below anything."""
-    return worn(tmp_path_factory.mktemp("salvage") / "tidy.db", tidy=True)
-
-
-@pytest.fixture
-def bring_out(tmp_path: Path) -> BringOut:
-    """Salvages a file: what came out, and the report."""
-    return partial(brought_out, out=tmp_path / "out.db")
 
 
 # -- the root

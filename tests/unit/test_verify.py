@@ -14,7 +14,7 @@ import pytest
 import mmlsm
 from campaign import Campaign
 from mmlsm.limits import PAGE_BYTES
-from rig.damage.worn import Original, Summed, worn
+from rig.damage.worn import Original, Summed
 
 pytestmark = pytest.mark.unproved
 
@@ -23,16 +23,6 @@ NOTED = ("superblock", "log", "log value")
 
 CLOSED = ("manifest", "bitmap")
 """Without these no database can be opened."""
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
-    return worn(tmp_path_factory.mktemp("verify") / "original.db")
-
-
-@pytest.fixture(scope="module")
-def tidy(tmp_path_factory: pytest.TempPathFactory) -> Original:
-    return worn(tmp_path_factory.mktemp("verify") / "tidy.db", tidy=True)
 
 
 def verified(path: Path) -> mmlsm.Report:
