@@ -71,9 +71,9 @@ class NodeWriter:
     def return_rest(self) -> None:
         """Close the current reservation: keep what was used, give the rest back."""
         run, used = self.run, self.run_used
-        rest = Extent(run.first + used, run.count - used)
-        if used:
-            self.reserved.append(Extent(run.first, used))
+        kept, rest = Extent(run.first, used), Extent(run.first + used, run.count - used)
+        if used and self.reserved[-1:] != [kept]:  # or this was cut off right behind it, and is done again
+            self.reserved.append(kept)
         self.run, self.run_used = NO_RUN, 0  # before the rest goes, which is then never given back twice
         if rest.count:
             self.allocator.give_back(rest)

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import mmlsm
-from commit_rig import eventually, in_threads
+from commit_rig import LogRig, eventually, in_threads
+from mmlsm.limits import PAGE_BYTES
+from mmlsm.write.node_writer import NodeWriter
 from rig.lifetime.interrupts import Interrupted, Strike, points
 from rig.lifetime.world import World, killed, of_mmlsm, reads, tiny, writes
 
@@ -167,3 +169,21 @@ def test_a_close_struck_at_any_step_closes_all_the_same(path: Path, error: type[
             failed.add_note(f"struck at step {strike.at}: {strike.where}")
             raise
     opened.pop().close()
+
+
+def test_pages_of_a_segment_go_back_once_wherever_its_end_is_struck() -> None:
+    rig = LogRig(debug=False)
+    writers: list[tuple[NodeWriter, int]] = []
+
+    def begin() -> None:
+        writer = NodeWriter(rig.channel, rig.allocator)
+        writers.append((writer, writer.place(bytes(PAGE_BYTES))))
+
+    begin()
+    for strike in points(lambda: writers[-1][0].finish()):
+        writer, page = writers[-1]
+        writer.abandon()
+        there = [extent for extent in rig.allocator.reserved_extents() if extent.first <= page < sum(extent)]
+        assert not there, f"struck at step {strike.at}: {strike.where}"
+        begin()
+    assert len(writers) > 5

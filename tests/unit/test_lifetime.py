@@ -24,7 +24,7 @@ from commit_rig import eventually, in_threads
 from mmlsm.write.worker import Worker
 from rig.lifetime.cycles import descriptors_of, held, leaks, lives
 from rig.lifetime.misuse import calls_on, handles_of, missing
-from rig.lifetime.world import maps_of, of_mmlsm, tiny
+from rig.lifetime.world import maps_of, of_mmlsm, open_anew, tiny
 
 LINUX = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
 
@@ -211,16 +211,6 @@ def test_a_child_forked_amid_a_close_waits_for_no_lock(path: Path) -> None:
     db.close()
 
 
-def child_of_multiprocessing(path: Path, answers: Any) -> None:
-    """Open for reading beside the parent's writer; a second writer is refused."""
-    try:
-        mmlsm.open(path)
-    except mmlsm.LockedError as error:
-        answers.put(error.pid)
-    with mmlsm.open(path, readonly=True) as db:
-        answers.put(db[b"a"])
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of fork beside threads
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_of_multiprocessing_open_anew(path: Path, method: str) -> None:
@@ -228,7 +218,7 @@ def test_processes_of_multiprocessing_open_anew(path: Path, method: str) -> None
     with filled(path) as db:
         db.sync()
         answers = context.Queue()
-        process = context.Process(target=child_of_multiprocessing, args=(path, answers))
+        process = context.Process(target=open_anew, args=(path, answers))
         process.start()
         assert (answers.get(timeout=60), answers.get(timeout=60)) == (os.getpid(), b"1")
         process.join(60)

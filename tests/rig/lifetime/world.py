@@ -54,6 +54,16 @@ def of_mmlsm() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("mmlsm")]
 
 
+def open_anew(path: Path, answers: Any) -> None:
+    """In a child of multiprocessing: open for reading beside the parent's writer; a second writer is refused."""
+    try:
+        mmlsm.open(path)
+    except mmlsm.LockedError as error:
+        answers.put(error.pid)
+    with mmlsm.open(path, readonly=True) as db:
+        answers.put(db[b"a"])
+
+
 class World:
     """One open database and what it must hold, beside operations that may be cut off at any step."""
 
