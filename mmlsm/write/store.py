@@ -124,6 +124,7 @@ class Store:
             tuple(tuple(self.segment_of(record) for record in run) for run in level) for level in manifest.levels
         )
         install = manifest.install
+        version: Version | None = None
         self.reclaimer.pin(install)
         try:
             self.made_at[install] = time.time()
@@ -131,6 +132,8 @@ class Store:
             # Last, for from then on it is unpinned when it goes.
             self.versions[install] = entry_of(version, self.released.put, (install, version.segments))
         except BaseException:
+            for segment in () if version is None else version.segments:
+                segment.lock.release_shared()
             self.reclaimer.unpin(install)
             raise
         return version

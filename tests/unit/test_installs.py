@@ -178,3 +178,25 @@ def test_who_waits_for_a_flush_is_told_that_it_fails(path: Path) -> None:
     waiting.join(PATIENCE_S)
     assert [type(error) for error in told] == [mmlsm.StorageError]
     db.close()
+
+
+def test_a_version_that_cannot_be_entered_holds_no_lock_of_its_segments(
+    open_db: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = open_db(auto_merge=False)
+    db[b"a"] = b"1"
+    db._engine.flush()
+    store = db._engine.store
+    (segment,) = store.segments.values()
+    held, pinned = segment.lock.shared_count, store.reclaimer.pinned()
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmlsm.write.store.entry_of", no_memory)
+        with pytest.raises(MemoryError):
+            store.install(store.file.channel(), Edit(unchanged))
+    assert (segment.lock.shared_count, store.reclaimer.pinned()) == (held, pinned)
+    assert store.install(store.file.channel(), Edit(unchanged)) == store.manifest.install
+    assert db[b"a"] == b"1"
