@@ -287,7 +287,7 @@ class Reader:
             if at + 64 + header[3] > (page + pages) * PAGE or checksum(payload) != header[8]:
                 return
             assert header[5:8] == (0, 0, 0)
-            assert header[9] == 0
+            assert header[9] < header[1] + (header[4] == 2)
             at, predecessor = at + 64 + header[3], header[10]
             if header[4] == 2:
                 self.seen.add("link")

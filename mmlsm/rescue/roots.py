@@ -28,7 +28,8 @@ from mmlsm.format.page import CODEC_RAW, KIND_MANIFEST
 from mmlsm.format.superblock import LogPosition, Superblock
 from mmlsm.rescue import relics
 from mmlsm.rescue.report import SalvageReport
-from mmlsm.write.log_end import cut_off
+from mmlsm.space.bitmap import Bitmap
+from mmlsm.write.log_end import cut_off, extents_elsewhere, later_records
 from mmlsm.write.log_record import COMMIT_RECORD, HEADER_BYTES, decode_header
 from mmlsm.write.log_scan import scan_log
 from mmlsm.write.merge_policy import age_fault
@@ -36,7 +37,7 @@ from mmlsm.write.recovery import is_sound, read_bitmap, read_manifest
 
 if TYPE_CHECKING:
     from mmlsm.file import File
-    from mmlsm.space.bitmap import Bitmap
+    from mmlsm.write.log_scan import LogScan
 
 PAGE: Final = limits.PAGE_BYTES
 BLOCK_PAGES: Final = 256
@@ -218,18 +219,54 @@ def replay_logs(file: File, blocks: list[Superblock], basis: Basis, report: Salv
 
 
 def replay(file: File, position: LogPosition, seq: int, basis: Basis, report: SalvageReport | None) -> None:
-    """Put the commits above `seq` of the log at `position` over what there is."""
+    """Put the commits above `seq` of the log at `position` over what there is; those behind damage too, and tell."""
     scan = scan_log(file, position, lambda reference: is_sound(file, reference))
     try:
-        for commit in scan:
-            if commit.seq > seq:
-                basis.table.update(commit.items)
-                basis.seq = commit.seq
+        take(scan, seq, basis)
         rest = cut_off(file, scan)
+        if rest and report is not None:
+            report.doubt(f"{rest} ({scan.ended})")
+            scan = scan_log(file, scan.position, None, scan.seq)  # a value that is damaged is told as that
+            take(scan, seq, basis)
+            for there in behind(file, scan, basis.bits or Bitmap()):
+                report.doubt(f"the log has nothing whole between commit {scan.seq} and page {there.offset // PAGE}")
+                scan.skip_to(there)
+                take(scan, seq, basis)
     except (CorruptionError, FormatError, StorageError) as error:
-        rest = f"the log breaks off after commit {scan.seq}: {without_advice(error)}"
-    if rest and report is not None:
-        report.doubt(f"{rest} ({scan.ended or 'it cannot be read'}); what follows is lost")
+        if report is not None:
+            report.doubt(f"the log breaks off after commit {scan.seq}: {without_advice(error)}; what follows is lost")
+
+
+def take(scan: LogScan, seq: int, basis: Basis) -> None:
+    """Put the commits above `seq` that the scan comes to over what there is."""
+    for commit in scan:
+        if commit.seq > seq:
+            basis.table.update(commit.items)
+            basis.seq = commit.seq
+
+
+def behind(file: File, scan: LogScan, bits: Bitmap) -> Iterator[LogPosition]:
+    """Where the scan can go on behind its end, again and again: at the next whole header of a later commit.
+
+    First in the extent where it ended, then in those that a link led to. Each place comes once.
+    """
+    epoch, tried = scan.position.epoch, {scan.position.offset}
+
+    def here() -> Iterator[LogPosition]:
+        while (later := next((one for one in later_records(file, scan) if one[0] not in tried), None)) is not None:
+            offset, header = later
+            tried.add(offset)
+            yield scan.position._replace(offset=offset, predecessor=header.predecessor)
+
+    yield from here()
+    starts = sorted(
+        (one.seq, offset, one.predecessor) for offset, one in extents_elsewhere(file, bits) if one.epoch == epoch
+    )
+    for seq, offset, predecessor in starts:
+        if seq > scan.seq and offset not in tried:
+            tried.add(offset)
+            yield LogPosition(offset // PAGE, file.pages - offset // PAGE, offset, epoch, predecessor)
+            yield from here()
 
 
 def replay_found_logs(file: File, basis: Basis) -> None:

@@ -389,6 +389,7 @@ class Committer:
     def _synced(self, end: int, seq: int) -> None:
         if end > self.synced_end:
             self.synced_end, self.synced_seq = end, seq
+            self.log.synced(seq)
 
     def _publish(self, seq: int) -> None:
         self.pins.publish(seq, self.on_publish)

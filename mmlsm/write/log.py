@@ -11,6 +11,8 @@ I3. `room` either makes room or raises with nothing changed; `append` after it c
     extent's blocks are allocated.
 I4. All that an append changes hangs on one assignment, of `_state`. An interruption before it leaves bytes behind
     which the next call cuts off.
+I5. A record says which commit of this epoch was durable before it was made. So what is missing below that, when the
+    log is read back, was damaged, and not cut off by a crash.
 """
 
 from __future__ import annotations
@@ -84,6 +86,8 @@ class LogWriter:
         self._pages_next = min(EXTENT_PAGES_FIRST, self._pages_most)
         self._spare: Extent | None = None
         self._segments: list[Segment] = []
+        self._seq_before = seq
+        self._durable = 0
         extent = self._reserve(0)
         self._extents = [extent]
         self._state: State
@@ -138,7 +142,7 @@ class LogWriter:
             return state.end
         assert state.offset + RECORD_BYTES + len(payload) <= state.limit, "an append without room"
         header, own = log_record.encode_header(
-            self.epoch, seq, state.predecessor, len(payload), log_record.COMMIT_RECORD, payload_sum
+            self.epoch, seq, state.predecessor, len(payload), log_record.COMMIT_RECORD, payload_sum, self._durable
         )
         data = self._clean(state)
         data += header
@@ -166,6 +170,11 @@ class LogWriter:
                 break
             count += 1
         del self._segments[:count]
+
+    def synced(self, seq: int) -> None:
+        """Everything up to the commit `seq` is durable: the records from now on say so (I5)."""
+        if seq > self._seq_before:
+            self._durable = seq
 
     def release_before(self, position: LogPosition) -> list[Extent]:
         """Give up the extents wholly before `position`: the caller retires them, once no superblock names them (R1)."""
@@ -220,8 +229,9 @@ class LogWriter:
         payload = log_record.encode_link(*extent)
         assert state.offset + LINK_BYTES <= state.extent.end * PAGE, "no room was kept for a link (I2)"
         header, own = log_record.encode_header(
-            self.epoch, state.seq, state.predecessor, len(payload), log_record.LINK_RECORD, checksum(payload)
-        )
+            self.epoch, state.seq, state.predecessor, len(payload), log_record.LINK_RECORD, checksum(payload),
+            self._durable,
+        )  # fmt: skip
         data = self._clean(state)
         data += header
         data += payload

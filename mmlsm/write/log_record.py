@@ -2,7 +2,7 @@
 """Log records as bytes: a 64-byte header and a payload (docs/format.md, "Log"). No I/O; any thread.
 
     header   u64 epoch | u64 seq | u64 predecessor's sum | u64 payload bytes | u8 kind | u8 codec | u16 0
-             u32 namespace | u64 payload sum | u64 0 | u64 sum of the 56 bytes before, the record's own
+             u32 namespace | u64 payload sum | u64 last durable commit | u64 sum of the 56 bytes before, its own
     commit   u32 entries, then for each: u8 kind | u16 key bytes | u32 value bytes | key | value
     link     u32 first page | u32 pages of the extent where the log goes on
 
@@ -53,7 +53,10 @@ pack_entry = ENTRY.pack
 
 
 class Header(NamedTuple):
-    """A record's header. `sum` is the record's own, the `predecessor` of the next."""
+    """A record's header. `sum` is the record's own, the `predecessor` of the next.
+
+    `durable`: a commit of this epoch that was durable, with all before it, when the record was made; 0: none.
+    """
 
     epoch: int
     seq: int
@@ -64,7 +67,7 @@ class Header(NamedTuple):
     reserved_16: int
     namespace: int
     payload_sum: int
-    reserved_64: int
+    durable: int
     sum: int
 
 
@@ -86,10 +89,10 @@ def encode_commit(items: Iterable[tuple[bytes, Value]]) -> bytes:
 
 
 def encode_header(
-    epoch: int, seq: int, predecessor: int, length: int, kind: int, payload_sum: int
+    epoch: int, seq: int, predecessor: int, length: int, kind: int, payload_sum: int, durable: int
 ) -> tuple[bytes, int]:
     """The 64 bytes before a payload of `length` bytes, and the record's sum."""
-    summed: bytes = pack_summed(epoch, seq, predecessor, length, kind, CODEC_RAW, 0, 0, payload_sum, 0)
+    summed: bytes = pack_summed(epoch, seq, predecessor, length, kind, CODEC_RAW, 0, 0, payload_sum, durable)
     own = checksum(summed)
     return summed + own.to_bytes(8, "little"), own
 
@@ -111,7 +114,6 @@ def refuse_unknown(header: Header) -> None:
         ("record codec", header.codec, (CODEC_RAW,)),
         ("namespace", header.namespace, (0,)),
         ("record flags", header.reserved_16, (0,)),
-        ("record field", header.reserved_64, (0,)),
     ):
         if value not in known:
             raise FormatError(

@@ -62,6 +62,15 @@ class LogScan(Iterator[Commit]):
         else:
             self.ended = "there is no log"
 
+    def look_again(self) -> None:
+        """Go on where it ended, with what the file has there by now."""
+        self.ended, self._block, self._file_bytes = "", b"", self._file.bytes
+
+    def skip_to(self, position: LogPosition) -> None:
+        """Go on there, whatever the chain does not lead to; commits are later ones all the same."""
+        self.position = position
+        self.look_again()
+
     def __iter__(self) -> Self:
         return self
 

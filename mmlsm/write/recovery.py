@@ -24,6 +24,7 @@ from mmlsm.format.superblock import Superblock, newest, write_order
 from mmlsm.read.pages import read_chunks
 from mmlsm.space.bitmap import Bitmap
 from mmlsm.space.extents import Extent, joined
+from mmlsm.write.log_end import whole_log
 from mmlsm.write.log_scan import scan_log
 from mmlsm.write.memtable import Memtable
 from mmlsm.write.merge_policy import age_fault
@@ -112,12 +113,15 @@ def read_bitmap(file: File, manifest: Manifest) -> Bitmap:
 
 
 def replay_log(file: File, root: Root) -> Replay:
-    """Every commit of the log that survived whole, in order, up to the first that did not."""
+    """Every commit of the log that survived whole, in order, up to the first that did not.
+
+    CorruptionError where one did not that was durable (`whole_log`).
+    """
     log = root.superblock.log
     scan = scan_log(file, log, lambda reference: is_sound(file, reference), root.superblock.seq)
     table: Memtable | None = None
     extents: set[Extent] = set()
-    for commit in scan:
+    for commit in whole_log(file, scan, root.bits):
         if table is None:
             table = Memtable(log)
         table.apply(commit.items, commit.seq, commit.seq, ())

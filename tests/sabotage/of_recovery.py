@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sabotage import CRASH_IMAGES, FAULTS, Sabotage
+from sabotage import CRASH_IMAGES, DAMAGED_FILES, FAULTS, Sabotage
 
 PLANTED = (
     Sabotage(
@@ -11,6 +11,30 @@ PLANTED = (
         "if len(payload) < header.length or checksum(payload) != header.payload_sum:",
         "if len(payload) < header.length:",
         (f"{CRASH_IMAGES}[creation]", "unit/test_recovery.py::test_the_tail_of_the_log_cut_anywhere_gives_a_prefix"),
+    ),
+    Sabotage(
+        "log-damage-reads-as-its-end", "1 9", "commits that were durable are dropped where one before them is damaged",
+        "write/recovery.py",
+        "for commit in whole_log(file, scan, root.bits):",
+        "for commit in scan:",
+        (
+            DAMAGED_FILES,
+            "unit/test_log_damage.py::test_a_damaged_record_that_was_durable_is_corruption_and_nothing_is_dropped",
+        ),
+    ),
+    Sabotage(
+        "durable-said-too-early", "2", "a record says of the commit before it that it was synced when it was not",
+        "write/log.py",
+        "log_record.COMMIT_RECORD, payload_sum, self._durable\n",
+        "log_record.COMMIT_RECORD, payload_sum, max(0, state.seq - self._seq_before) and state.seq\n",
+        (f"{CRASH_IMAGES}[group_commits]", "unit/test_log_damage.py::test_what_was_not_synced_ends_the_log_as_ever"),
+    ),
+    Sabotage(
+        "log-looked-at-once", "5 9", "a reader beside a writer takes what is just being written for damage",
+        "write/log_end.py",
+        "        scan.look_again()\n",
+        "",
+        ("unit/test_log_damage.py::test_a_reader_beside_a_writer_looks_twice",),
     ),
     Sabotage(
         "log-chain-not-followed", "2", "records of another life of the log's pages are replayed",

@@ -18,7 +18,14 @@ from mmlsm.format.superblock import NO_LOG
 from mmlsm.settings import Settings
 from mmlsm.write import log as log_module
 from mmlsm.write.log import LogWriter, new_epoch
-from mmlsm.write.log_record import LINK_RECORD, decode_commit, encode_commit, encode_header, encode_link
+from mmlsm.write.log_record import (
+    LINK_RECORD,
+    decode_commit,
+    decode_header,
+    encode_commit,
+    encode_header,
+    encode_link,
+)
 from mmlsm.write.log_scan import scan_log
 
 PAGE = 4096
@@ -67,6 +74,24 @@ def test_each_position_after_a_commit_reads_what_is_left():
     rig.write()
     for i, commit in enumerate(list(rig.scan())):
         assert [c.seq for c in scan_log(rig.file, commit.position, seq=commit.seq)] == [seq for seq, _ in made[i + 1 :]]
+
+
+def test_a_record_says_what_was_durable_before_it_and_only_of_its_own_epoch():
+    rig = LogRig()
+    log = rig.log = LogWriter(rig.file, rig.allocator, rig.settings, EPOCH, seq=100)
+    log.synced(100)
+    for seq in (101, 102, 103):
+        rig.append(seq, [(b"k", b"v")])
+        if seq == 102:
+            log.synced(101)
+    log.restart()
+    ((_, data), _) = (*log.take(), None)[:2]
+    told, at = [], 0
+    while at < len(data):
+        header = decode_header(data, at)
+        told.append(header.durable)
+        at += 64 + header.length
+    assert told == [0, 0, 101, 101]
 
 
 def test_extents_double_up_to_the_setting_and_grow_for_a_large_commit():
@@ -193,7 +218,7 @@ def test_a_failing_reference_ends_the_log_before_its_commit():
 
 
 def put_record(rig: LogRig, seq: int, kind: int, payload: bytes) -> None:
-    header, _ = encode_header(EPOCH, seq, 0, len(payload), kind, checksum(payload))
+    header, _ = encode_header(EPOCH, seq, 0, len(payload), kind, checksum(payload), 0)
     rig.channel.pwrite(rig.start.offset, header + payload)
 
 
@@ -211,7 +236,7 @@ def test_impossible_links_and_lengths_end_the_log_at_little_cost():
     for payload in (b"", encode_link(0, 5), encode_link(5, 0), encode_link(1 << 31, 1 << 31), encode_link(900, 5)):
         put_record(rig, 0, LINK_RECORD, payload)
         assert list(rig.scan()) == []
-    header, _ = encode_header(EPOCH, 1, 0, 1 << 60, 1, 0)
+    header, _ = encode_header(EPOCH, 1, 0, 1 << 60, 1, 0, 0)
     rig.channel.pwrite(rig.start.offset, header)
     assert list(rig.scan()) == []
     put_record(rig, 1, 1, encode_commit([])[:3])

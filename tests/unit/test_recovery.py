@@ -103,9 +103,12 @@ def test_no_seq_is_given_twice_across_a_kill(path: Path) -> None:
 
 
 def test_the_tail_of_the_log_cut_anywhere_gives_a_prefix(path: Path) -> None:
-    """Recovery believes a record only as far as its sums: any cut, any changed byte, ends the log there."""
+    """Recovery believes a record only as far as its sums: any cut, any changed byte, ends the log there.
+
+    In `full` a changed byte before the last record is damage, for the next record says so: test_log_damage.py.
+    """
     copy = path.with_name("copy.db")
-    with mmlsm.Database(path, Settings(durability="full")) as db:
+    with mmlsm.Database(path, Settings(durability="group", group_interval=60)) as db:
         for i in range(12):
             db.put(b"%02d" % i, b"v%d" % i * 30)
         log = db._engine.committer.log

@@ -285,7 +285,8 @@ class Anatomy:
                 before.sums.append((at + 16, record))
             body = self.region("payload", at + 64, header[3], level + 1, "log")
             body.sums = [(at + 40, record)]
-            self.layout("record", record, at, "epoch:8 seq:8 -:8 length:8 kind:1 codec:1 flags:2 namespace:4 -:8 res:8")
+            fields = "epoch:8 seq:8 -:8 length:8 kind:1 codec:1 flags:2 namespace:4 -:8 durable:8"
+            self.layout("record", record, at, fields)
             level, predecessor, before = level - 2, header[10], record
             if header[4] == 2:
                 self.layout("link", body, at + 64, "page:4 pages:4")

@@ -1,8 +1,9 @@
 """What a damaged file is asked, and whether its answers will do: right, or an error of mmlsm that names the damage.
 
 A `Trial` asks one mutant. Of a mutant with wrong sums every answer must be right or a CorruptionError (FormatError,
-StorageError), `verify` must find the damage, and what has nothing to do with the damaged segment must be answered. Of
-one whose sums were made right again answers may be anything; but no other exception is allowed, ever.
+StorageError), `verify` must find the damage, and what has nothing to do with the damaged segment must be answered.
+Damage in the log may read as its end only where no sound record says that what was damaged was durable. Of a mutant
+whose sums were made right again answers may be anything; but no other exception is allowed, ever.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Trial:
         self.judged = not mutant.sealed
         in_log = any(region.owner == "log" for region in self.hit) or mutant.kind == "page of before"
         in_log = in_log or len(mutant.data) < len(self.seed.data)  # an extent of the log that is not whole ends it
+        in_log = in_log and not damage.is_told(self.hit)
         self.states: list[Pairs] = self.seed.states if in_log else self.seed.states[-1:]
         self.keys = list(self.seed.pairs)
         owners = {region.owner for region in self.hit}

@@ -53,6 +53,24 @@ class Damage:
             return []
         return [region for start, end, region in self.places if mutant[start:end] != data[start:end]]
 
+    def is_told(self, hit: list[Region]) -> bool:
+        """Whether a sound record in the extent where the log is first damaged says that the commit was durable."""
+        damaged, lost, told = set(hit), 0, 0
+        for region in self.anatomy.regions:
+            if region.owner != "log":
+                continue
+            if region.kind == "record":
+                seq, is_link = self.anatomy.number(region.start + 8, 8), self.seed.data[region.start + 32] == 2
+            if region in damaged and not lost:
+                if is_link:
+                    return False  # nobody knows where the log went on
+                lost = seq
+            elif region.kind == "record" and region not in damaged and lost:
+                told = max(told, self.anatomy.number(region.start + 48, 8))
+            if lost and is_link:
+                break
+        return 0 < lost <= told
+
     # -- systematic
 
     def systematic(self) -> list[tuple[str, int]]:

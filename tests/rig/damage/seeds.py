@@ -1,7 +1,7 @@
 """Small databases made by real workloads, to be damaged: each with what is in it, and with an older self.
 
 `make_seeds` takes some seconds; `save` and `load` hand seeds to other processes. Of a seed with an unreplayed log every
-prefix of its commits is a state that a reader may be given, for damage there reads as the log's end.
+prefix of its commits is a state that a reader may be given, where damage there reads as the log's end.
 """
 
 from __future__ import annotations
