@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mmlsm.errors import LockedError, StorageError
+from mmlsm.latch import latched
 from mmlsm.limits import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _locks: weakref.WeakSet[ByteLock] = weakref.WeakSet()
 _writing_here: dict[tuple[int, int], str] = {}
 """(device, inode) of each file that this process has open for writing, and where it was opened."""
 
-no_fork: Final = threading.RLock()
+no_fork: Final = latched(threading.RLock())
 """Held while a lock's descriptor is opened and noted, and by each fork."""
 
 

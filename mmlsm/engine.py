@@ -21,7 +21,7 @@ from mmlsm.check import Layout, Report, check_file, layout_at_rest, root_problem
 from mmlsm.errors import Error, LockTimeout, ReadOnlyError
 from mmlsm.file import File, System, open_file, open_memory
 from mmlsm.format.superblock import NO_LOG
-from mmlsm.locks import FairLock
+from mmlsm.locks import FairLock, new_lock
 from mmlsm.read.life import Life
 from mmlsm.read.reader import ReadState
 from mmlsm.read.segment import Segment
@@ -67,8 +67,8 @@ class Engine:
         self.committer: Committer | None = None
         self.writing: tuple[Entry[Callable[[], None]], int] | None = None
         """The last write transaction, weakly, and its tenure of the write lock."""
-        self._begin_lock = threading.Lock()
-        self.close_lock = threading.Lock()
+        self._begin_lock = new_lock()
+        self.close_lock = new_lock()
         self.closing_step = 0
         self.closing_errors: list[BaseException] = []
         self._on_publish: Callable[[int], object] = lambda seq: None

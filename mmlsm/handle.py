@@ -18,7 +18,6 @@ import abc
 import builtins
 import contextlib
 import errno
-import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from mmlsm.channel import UNSUPPORTED, Channel, refused, write_all
 from mmlsm.descriptor import HOLDER_OFFSET, Descriptor, PinLock, WriterLock, forked_in_child, holder_line, no_fork
 from mmlsm.errors import ClosedError, CorruptionError, Error, ForkError, ReadOnlyError, StorageError
 from mmlsm.limits import FILE_PAGES_MAX, HEADER_PAGES, PAGE_BYTES
+from mmlsm.locks import new_lock
 
 if TYPE_CHECKING:
     from mmlsm.file import PinnedMap, System
@@ -68,7 +68,7 @@ class File(abc.ABC):
         """False once the system has refused single durable writes."""
         self.system = system
         self._data = data
-        self._guard = threading.Lock()  # of rank 70: making windows, noting a failure
+        self._guard = new_lock()  # of rank 70: making windows, noting a failure
         self._window: memory.Window | None = None
         self._windows: list[weakref.ref[memory.Window]] = []
         self._fork_callbacks: list[Callable[[], Callable[[], object] | None]] = []

@@ -27,6 +27,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Protocol, TypeVar
 
+from mmlsm.latch import latched
+
 WRITE: Final = 10
 INSTALL: Final = 20
 FLUSH: Final = 30
@@ -107,8 +109,14 @@ class OrderedLock:
 
 
 def ordered_lock(name: str, rank: int, debug: bool) -> Mutex:
-    """A mutex with a place in the lock order: checked with `debug`, else a plain `threading.Lock`."""
-    return OrderedLock(name, rank) if debug else threading.Lock()
+    """A mutex with a place in the lock order: checked with `debug`, else as `new_lock` makes it."""
+    return OrderedLock(name, rank) if debug else new_lock()
+
+
+def new_lock() -> threading.Lock:
+    """A mutex that checks no order: a leaf. Compiled, `with` lets go of it where memory fails, too."""
+    lock: threading.Lock = latched(threading.Lock())
+    return lock
 
 
 def within(lock: threading.Lock, call: Callable[..., Result], *arguments: Any) -> Result:
@@ -131,7 +139,7 @@ class FairLock:
         """`threading.get_ident()` of the thread that took it, None when free."""
         self.tenure = 0
         """How often it was released: the number of the present tenure, or of the next where it is free."""
-        self._guard = threading.Lock()
+        self._guard = new_lock()
         self._waiting: deque[tuple[threading.Lock, int]] = deque()
         self._debug = debug
 
@@ -210,7 +218,7 @@ class FairLock:
 
     def renew(self) -> None:
         """In a forked child: what a thread of the parent was about to do here is never done."""
-        self._guard = threading.Lock()
+        self._guard = new_lock()
 
     @property
     def waiting(self) -> int:
@@ -240,7 +248,7 @@ class RWLock:
         self.torn_down = False
         """True once the exclusive side was ever taken."""
         self._exclusive = False
-        self._guard = threading.Lock()
+        self._guard = new_lock()
 
     def acquire_shared(self) -> None:
         """Keep the segment. AssertionError when it is being, or has been, torn down (our bug)."""

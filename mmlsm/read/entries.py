@@ -15,14 +15,13 @@ I5. Ctrl-C at any step leaves at worst `order` dropped and `doubtful` or `remade
 
 from __future__ import annotations
 
-import threading
 from itertools import chain, filterfalse, islice
 from typing import Any
 
 import cython
 from sortedcontainers import SortedList
 
-from mmlsm.locks import within
+from mmlsm.locks import new_lock, within
 from mmlsm.read.ordering import in_order
 
 if cython.compiled:
@@ -73,7 +72,7 @@ class EntryTable:
         """Of an overlay: grows with each write, and with each that is taken back."""
         self.fresh: list[bytes] = []
         self.order: SortedList[bytes] | None = SortedList()
-        self.ordering = threading.Lock()
+        self.ordering = new_lock()
         self.doubtful = False
         """Set by a writer that was interrupted and began anew: a key may be in `fresh` twice."""
         self.remade = False

@@ -11,6 +11,7 @@ import time
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
+from mmlsm.locks import new_lock
 from mmlsm.read.life import Life
 from mmlsm.read.reader import Reader, ReadState
 from mmlsm.register import Register
@@ -44,7 +45,7 @@ class Holders:
     """Who holds what, for `stats()`. Any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._register: Register[Held] = Register()
 
     def enter(self, holder: object, held: Held) -> None:

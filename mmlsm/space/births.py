@@ -10,8 +10,7 @@ I2. No birth at or before `oldest`, the oldest pin, is kept for longer than unti
 
 from __future__ import annotations
 
-import threading
-
+from mmlsm.locks import new_lock
 from mmlsm.space.extents import Extent
 
 
@@ -19,7 +18,7 @@ class Births:
     """The births of extents, by their first page. Memory: for each extent that was written since the oldest pin."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         # guarded by _lock
         self._oldest = 0
         self._births: dict[int, int] = {}

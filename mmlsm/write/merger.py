@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from mmlsm.errors import Error, ReadOnlyError
 from mmlsm.format.manifest import SegmentRecord
 from mmlsm.limits import PAGE_BYTES
+from mmlsm.locks import new_lock
 from mmlsm.register import Entry
 from mmlsm.write.compaction import Compaction, Stopped, gone
 from mmlsm.write.merge_jobs import MergeJobs, Totals, UnderWay, bottom_node_pages, bottom_of, levels_of, overlap_bytes
@@ -74,7 +74,7 @@ class Merger(Worker):
         # constant after construction
         self.store = store
         self.restart_log = restart_log
-        self.lock = threading.Lock()
+        self.lock = new_lock()
         # guarded by lock
         self.stopping = False
         self.abandoned: tuple[Worker, File] | None = None

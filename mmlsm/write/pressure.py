@@ -27,7 +27,6 @@ I3. Nobody waits for a thread that cannot go on: a writer thread's error is rais
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from typing import TYPE_CHECKING, Final
 
 from mmlsm.errors import Error
 from mmlsm.limits import PAGE_BYTES
+from mmlsm.locks import new_lock
 from mmlsm.write.merge_policy import backlog, shape_of
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class BackPressure:
         self.runs_stop = RUNS_STOP_FAN_OUTS * settings.fan_out if settings.auto_merge else NEVER + 1
         self.clock = time.monotonic
         self.sleep = time.sleep
-        self.lock = threading.Lock()
+        self.lock = new_lock()
         # set without the lock by who finds that nothing is to be slowed: the next one who does begins anew
         self.pressed = False
         # guarded by lock

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import threading
 import time
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from mmlsm import limits
 from mmlsm.errors import ClosedError
 from mmlsm.format.manifest import Reference
+from mmlsm.locks import new_lock
 from mmlsm.read.reader import as_value
 from mmlsm.space.extents import Extent
 from mmlsm.write.overflow import write_extent, write_stream
@@ -41,7 +41,7 @@ class Gate:
     def __init__(self, channel: Channel, allocator: Allocator) -> None:
         self.channel = channel
         self.allocator = allocator
-        self.lock = threading.Lock()
+        self.lock = new_lock()
         # guarded by lock; who is through leaves without it
         self.shut = False
         self.writing: set[object] = set()
@@ -56,7 +56,7 @@ class Gate:
     def tell_forked(self) -> None:
         """In a forked child: nothing is written or given back; a thread of the parent may have held the lock."""
         self.shut = True
-        self.lock = threading.Lock()
+        self.lock = new_lock()
 
     def check(self) -> None:
         """ClosedError once shut. REQUIRES lock."""

@@ -45,7 +45,7 @@ class Writer(Worker):
         self.group_pending = False
         self.stopping = False
         self.abandoned = False
-        self.restarting: tuple[threading.Event, int] | None = None
+        self.restarting: tuple[threading.Lock, int] | None = None
         # this thread's own, read by stats() and by who waits for a flush
         self.error: Error | MemoryError | None = None
         self.fault: Exception | None = None
@@ -87,11 +87,13 @@ class Writer(Worker):
 
         Back when that is done or not to be. The merge thread asks, when the log may be all that keeps the file long.
         """
-        done = threading.Event()
+        done = allocate_lock()
+        done.acquire()
         self.restarting = done, behind
         self.wakeups.put(True)
-        while not self.over and not self.stopping and self.store.file.failure is None and not done.wait(0.05):
-            pass
+        while not self.over and not self.stopping and self.store.file.failure is None:
+            if done.acquire(timeout=0.05):
+                break
 
     def wait_until_flushed(self, ready: Callable[[], bool]) -> float:
         """Wait until `ready`; the seconds it took. The flush's error when it cannot go on: of a try from now on."""
@@ -197,13 +199,13 @@ class Writer(Worker):
             with committer.order_lock:
                 log.release_before(position)
         finally:
-            done.set()
+            done.release()
 
     def end_restart(self) -> None:
         """Something has failed: who waits for a restart of the log goes on without."""
         request, self.restarting = self.restarting, None
         if request is not None:
-            request[0].set()
+            request[0].release()
 
     def is_in_the_way(self, extents: tuple[Extent, ...], behind: int) -> bool:
         """Whether the log stands behind that page, or is more than an eighth of what is before it."""

@@ -281,7 +281,7 @@ def test_releasing_what_is_not_held_is_our_bug():
 
 
 def test_without_debug_an_ordered_lock_is_a_plain_one():
-    assert isinstance(ordered_lock("order", locks.ORDER, False), type(threading.Lock()))
+    assert isinstance(ordered_lock("order", locks.ORDER, False), type(locks.new_lock()))
     assert isinstance(ordered_lock("order", locks.ORDER, True), OrderedLock)
 
 
