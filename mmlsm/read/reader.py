@@ -162,7 +162,7 @@ class Reader:
                 if what == 2:
                     return segment.view_at(position, state.version)
                 if segment.kind_of(position) == 2:
-                    return open_payload(state, segment.reference_of(position))
+                    return open_payload(state, segment.reference_of(position), segment.segment_id)
                 return open_payload(state, segment.value_of(position))
         return None
 

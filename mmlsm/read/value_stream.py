@@ -15,22 +15,23 @@ if TYPE_CHECKING:
     from mmlsm.read.reader import ReadState
 
 
-def open_payload(state: ReadState, value: bytes | Reference) -> BinaryIO:
-    """A stream over a value that is at hand or in an overflow extent."""
+def open_payload(state: ReadState, value: bytes | Reference, segment_id: int | None = None) -> BinaryIO:
+    """A stream over a value that is at hand or in an overflow extent; `segment_id` is for errors."""
     if isinstance(value, Reference):
-        return io.BufferedReader(PayloadStream(state, value), 65536)
+        return io.BufferedReader(PayloadStream(state, value, segment_id), 65536)
     return io.BytesIO(value)
 
 
 class PayloadStream(io.RawIOBase):
     """Reads an overflow extent chunk by chunk, each proved by its sum."""
 
-    def __init__(self, state: ReadState, reference: Reference) -> None:
+    def __init__(self, state: ReadState, reference: Reference, segment_id: int | None) -> None:
         self._state = state
         self._reference = reference
+        self._segment_id = segment_id
         self._at = 0
         self._never = state.verify == "never"
-        self._sums = () if self._never else read_sums(state.file, reference, None)
+        self._sums = () if self._never else read_sums(state.file, reference, segment_id)
 
     def readable(self) -> bool:
         return True
@@ -55,8 +56,8 @@ class PayloadStream(io.RawIOBase):
         stop = min(self._at + len(view), self._reference.length)
         filled = 0
         if self._at < stop:
-            chunks = read_chunks(self._state.file, self._reference, self._at, stop, self._never, None, self._sums)
-            for chunk in chunks:
+            file, never, segment_id = self._state.file, self._never, self._segment_id
+            for chunk in read_chunks(file, self._reference, self._at, stop, never, segment_id, self._sums):
                 view[filled : filled + len(chunk)] = chunk
                 filled += len(chunk)
         self._at += filled

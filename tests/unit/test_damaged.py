@@ -5,7 +5,9 @@ tests/stress/test_corrupt.py tries many; here are the ones that once crashed, hu
 
 from __future__ import annotations
 
+import io
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,6 +311,28 @@ def test_two_references_of_unlike_length_to_one_extent_read_nothing_past_the_fil
             for _ in range(2):
                 with pytest.raises(mmlsm.CorruptionError):
                     list(db.items())
+
+
+def test_a_damaged_large_value_is_told_with_page_and_segment_whichever_way_it_is_read(path: Path) -> None:
+    value = random.Random(1).randbytes(200_000)
+    with mmlsm.open(path) as db:
+        db.put(b"large", io.BytesIO(value))  # not in the log
+        db._engine.flush()
+        (segment,) = db._engine.store.segments
+    image = path.read_bytes()
+    at = image.index(value)
+    path.write_bytes(image[: at + 70_000] + b"damage" + image[at + 70_006 :])
+    with mmlsm.open(path, readonly=True) as db:
+        for ask in (
+            lambda: db[b"large"],
+            lambda: db.get_many([b"large"]),
+            lambda: db.get_view(b"large"),
+            lambda: list(db.items()),
+            lambda: db.open_value(b"large").read(),  # type: ignore[union-attr]
+        ):
+            with pytest.raises(mmlsm.CorruptionError) as caught:
+                ask()
+            assert (caught.value.page, caught.value.segment) == (at // PAGE, segment)
 
 
 # -- files that others cut
