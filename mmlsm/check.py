@@ -102,6 +102,8 @@ class Checker:
         self.total = sum(record.entries for record in layout.manifest.segments())
         self.last_key: bytes | None = None
         self.node_pages = 0
+        self.file_pages = 0
+        """When we last asked, which is a system call."""
         self.hidden = 0
         """Damaged nodes so far: what is below them nobody counts."""
 
@@ -194,7 +196,9 @@ class Checker:
             self.hidden += 1
             return count
         try:
-            if number + count > self.file.pages:
+            if number + count > self.file_pages:
+                self.file_pages = self.file.pages
+            if number + count > self.file_pages:
                 raise CorruptionError(f"page {number}: past the end of the file")
             pages.touch_anew(node, height)
         except (CorruptionError, StorageError) as error:

@@ -72,8 +72,11 @@ class System:
     def reopen(self, fd: int, path: Path | None, *, readonly: bool) -> int:
         """A new open of the very same file, whatever its name has become."""
         flags = os.O_RDONLY if readonly else os.O_RDWR
-        if os.path.exists(own := f"/proc/self/fd/{fd}"):
-            return self.open(own, flags)
+        try:
+            return self.open(own := f"/proc/self/fd/{fd}", flags)
+        except FileNotFoundError:
+            if os.path.exists(own):
+                raise
         if path is None:
             return os.dup(fd)
         again = self.open(os.fspath(path), flags)

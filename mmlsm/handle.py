@@ -383,7 +383,7 @@ class DiskFile(File):
     def fill_if_blank(self, first_image: Callable[[], builtins.bytes]) -> None:
         """Make an empty file a database in place (I2 of file.py): first only zeros are there, then page 0, then all."""
         size = self.bytes
-        if size > _BLANK_BYTES_MAX or self.pread(0, size).strip(b"\0"):
+        if size > _BLANK_BYTES_MAX or not self._is_blank(min(size, PAGE_BYTES)) or not self._is_blank(size):
             return
         image = first_image()
         if size > len(image):
@@ -395,6 +395,11 @@ class DiskFile(File):
             channel.sync()
             channel.pwrite(PAGE_BYTES, image[PAGE_BYTES:])
             channel.sync()
+
+    def _is_blank(self, length: int) -> bool:
+        """Whether there are only zeros before this place."""
+        data = self.pread(0, length)
+        return data == bytes(len(data))
 
 
 class MemoryFile(File):

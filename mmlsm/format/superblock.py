@@ -28,6 +28,7 @@ SLOTS: Final = 2
 FIELDS: Final = struct.Struct("<8sII3Q16s5QIBBHQIIIIIIQQQQQ")
 SUM_AT: Final = 504
 CONTENT_BYTES: Final = 512
+_PADDING: Final = bytes(limits.PAGE_BYTES - CONTENT_BYTES)
 FLAG_CLEAN: Final = 1
 
 KNOWN_INCOMPATIBLE: Final = 0
@@ -167,7 +168,7 @@ def is_sealed(data: bytes) -> bool:
     return (
         len(data) == limits.PAGE_BYTES
         and checksum(data[:SUM_AT]) == int.from_bytes(data[SUM_AT:CONTENT_BYTES], "little")
-        and not data[CONTENT_BYTES:].strip(b"\0")
+        and data[CONTENT_BYTES:] == _PADDING
     )
 
 

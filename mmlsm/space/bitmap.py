@@ -56,7 +56,7 @@ class Bitmap:
     def from_pages(cls, pages: int, data: Iterable[bytes]) -> Bitmap:
         """What the bitmap pages of a file say, nothing dirty. CorruptionError when they are not for `pages` pages."""
         bits = bytearray().join(data)
-        if len(bits) != -(-pages // BITMAP_PAGE_BITS) * limits.PAGE_BYTES or bits[(pages + 7) // 8 :].strip(b"\0"):
+        if len(bits) != -(-pages // BITMAP_PAGE_BITS) * limits.PAGE_BYTES or not _is_zero(bits[(pages + 7) // 8 :]):
             raise CorruptionError(f"the free-space bitmap is not one of {pages} pages; restore a backup")
         if pages % 8 and bits[pages // 8] >> pages % 8:
             raise CorruptionError(f"the free-space bitmap marks pages past its {pages}; restore a backup")
@@ -129,7 +129,7 @@ class Bitmap:
     def extents(self) -> Iterator[Extent]:
         """The runs of used pages, in order, as they are now. Long runs and gaps cost next to nothing."""
         start = end = 0
-        for match in _USED.finditer(self._bits.rstrip(b"\0")):  # the search itself takes zeros one by one
+        for match in _USED.finditer(self._marked()):  # the search itself takes zeros one by one
             group, page = match.group(), match.start() * 8
             runs = [(0, 8 * len(group))] if group[0] == 0xFF else None
             for first, count in runs or _mixed(group):
@@ -158,8 +158,12 @@ class Bitmap:
 
     def used_end(self) -> int:
         """The page after the last used one, 0 when none is."""
-        bytes_used = len(self._bits.rstrip(b"\0"))
+        bytes_used = len(self._marked())
         return 8 * (bytes_used - 1) + self._bits[bytes_used - 1].bit_length() if bytes_used else 0
+
+    def _marked(self) -> bytearray:
+        """The bits up to the last byte that has one. Zeros are stripped one by one, so none past `pages` (I1)."""
+        return self._bits[: (self.pages + 7) // 8].rstrip(b"\0")
 
     def clean(self) -> None:
         """Begin to collect `dirty` anew: what is here now is in the file."""
@@ -194,6 +198,10 @@ class Bitmap:
         span = self._span(first, count)
         self.dirty.update(range(first // BITMAP_PAGE_BITS, (first + count - 1) // BITMAP_PAGE_BITS + 1))
         return span
+
+
+def _is_zero(bits: bytearray) -> bool:
+    return bits == bytes(len(bits))
 
 
 def _ones(bits: memoryview) -> int:
