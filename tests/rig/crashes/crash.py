@@ -12,6 +12,7 @@ I3. The file is proved whole after recovery and again after a write and a reopen
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import tempfile
 import traceback
@@ -26,13 +27,15 @@ import xxhash
 import mmlsm
 import proof
 from mmlsm.settings import Settings
-from rig.crashes.images import Disk, Image, drawn
+from rig.crashes.images import Content, Disk, Image, drawn
 from rig.crashes.recorded import END, MARK, Log, Tick
 from rig.crashes.workloads import TINY, WORKLOADS, Commit, Story, Workload, recovery, seeded
 
 Pairs = list[tuple[bytes, bytes]]
 
 SHARED_MEMORY: Final = Path("/dev/shm")
+CORES: Final = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+"""What this process may run on, as it began; nothing where that cannot be asked."""
 PROBE: Final = b"~ written after the crash"
 DEPTH_MOST: Final = 2
 RECOVERY_IMAGES: Final = 100
@@ -180,7 +183,8 @@ class Crasher:
             path.write_bytes(log.base)
         story = Story(path, log, f"{self.seed} {self.rng.random()}", workload.options, workload.settings)
         try:
-            workload.run(story)
+            with any_core():
+                workload.run(story)
         finally:
             log.freeze()
             if story.db is not None:
@@ -199,7 +203,7 @@ class Crasher:
         chosen = self.chosen(ticks, own)
         most = max(1, 2 * own // max(1, len(ticks)))
         known: dict[int, Found | None] = {}
-        candidates: list[tuple[bytes, Found, int]] = []  # any of those seen, as likely as any other
+        candidates: list[tuple[bytes | bytearray, Found, int]] = []  # any of those seen, as likely as any other
         seen = 0
         disk = Disk(history.log.base)
         for number, tick in enumerate(ticks):
@@ -281,6 +285,20 @@ class Crasher:
         )
 
 
+@contextlib.contextmanager
+def any_core() -> Iterator[None]:
+    """Threads that begin here run on any core, whatever this one keeps to: where they meet is for them to find."""
+    if not CORES:
+        yield
+        return
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, CORES)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
 def label(tick: Tick) -> tuple[str, str]:
     """The operation and the phase that a crash after this tick belongs to."""
     if tick.call is None:
@@ -294,7 +312,7 @@ def may_be_refused(image: Image, history: History, number: int) -> bool:
     return "garbage" in image.how and not marked
 
 
-def check(path: Path, content: bytes | None, *, debug: bool = True, kill: bool = False) -> tuple[Pairs, int]:
+def check(path: Path, content: Content, *, debug: bool = True, kill: bool = False) -> tuple[Pairs, int]:
     """Recover an image, prove it, write, reopen, prove it again: what was recovered, and the seq of the write.
 
     `kill`: the first handle ends as by a kill, and not by `close()`.

@@ -40,6 +40,9 @@ TEARS: Final = (WHOLE, 4096, 512)
 
 NO_FILE: Final = None
 
+Content = bytes | bytearray | None
+"""An image's bytes, which nobody changes; None where there is no file."""
+
 
 @dataclass(slots=True)
 class Effect:
@@ -85,7 +88,7 @@ class Part:
 class Disk:
     """The state at one point of a log: `advance` goes to the next. `durable` are the bytes that no power cut takes."""
 
-    def __init__(self, base: bytes | None) -> None:
+    def __init__(self, base: Content) -> None:
         self.durable = bytearray(base or b"")
         self.name_may_be = self.name_is = base is not None
         self.size = len(self.durable)
@@ -192,12 +195,12 @@ class Disk:
                 found += torn(offset, data, tear)
         return found
 
-    def image(self, parts: Iterable[Part]) -> bytes:
-        """The file with these parts."""
+    def image(self, parts: Iterable[Part]) -> bytearray:
+        """The file with these parts; nobody changes it."""
         image = bytearray(self.durable)
         for part in parts:
             part.apply(image)
-        return bytes(image)
+        return image
 
 
 def torn(offset: int, data: bytes, tear: int) -> list[Part]:
@@ -223,7 +226,7 @@ def subset(count: int, number: int) -> list[int]:
     return [j for j in range(count) if j != i] if alone else [i]
 
 
-def enumerated(disk: Disk) -> Iterator[bytes | None]:
+def enumerated(disk: Disk) -> Iterator[Content]:
     """Every image that is enumerated without a die: each once or more often."""
     if not disk.name_is:
         yield NO_FILE
@@ -238,7 +241,7 @@ def enumerated(disk: Disk) -> Iterator[bytes | None]:
 class Image:
     """A legal image, None for no file; `how` it came about. `killed`: so it is also after kill -9 of the process."""
 
-    content: bytes | None
+    content: Content
     how: str
     killed: bool = False
 

@@ -88,7 +88,7 @@ class Tick:
 class Log:
     """What happened to one file, from `base` on: its bytes, all durable, or None where there is no file."""
 
-    base: bytes | None = None
+    base: bytes | bytearray | None = None
     ticks: list[Tick] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     frozen: bool = False
