@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import mmlsm
-from commit_rig import in_threads
+from commit_rig import eventually, in_threads
 from mmlsm.file import System
 from mmlsm.limits import HEADER_PAGES, PAGE_BYTES
 from mmlsm.settings import Settings
@@ -188,6 +188,7 @@ def test_a_version_that_cannot_be_entered_holds_no_lock_of_its_segments(
     db._engine.flush()
     store = db._engine.store
     (segment,) = store.segments.values()
+    assert eventually(lambda: store.reclaimer.pinned() == [store.manifest.install])
     held, pinned = segment.lock.shared_count, store.reclaimer.pinned()
 
     def no_memory(*_: object) -> None:
