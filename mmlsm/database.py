@@ -239,7 +239,10 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
             raise
 
     def _give_back(self, items: dict[bytes, Any], error: BaseException) -> None:
-        """Extents of a commit that was never ordered come back; those of one whose fate is unknown stay."""
+        """Extents of a commit that was never ordered come back; those of one whose fate is unknown stay.
+
+        Of one that was ordered, and ended by an error later, nothing is left in `items`.
+        """
         if isinstance(error, Exception) and self._engine.file.failure is None and self._engine.store is not None:
             committer = self._engine.committer
             if committer is None or committer.failure is None:

@@ -207,6 +207,7 @@ class Engine:
                     order_lock=store.order_lock,
                 )
                 with store.order_lock:
+                    store.log = log
                     self.writer.committer = self.committer = committer
                     tables, version = (committer.memtable, *store.state.tables), store.state.version
                     try:

@@ -228,16 +228,16 @@ class Allocator:
     def commit(self, extent: tuple[int, int]) -> None:
         """Reserved pages, a part or the whole, are live from now on."""
         with self._lock:
-            self._before, live = None, self._live_pages
+            self._before, live = None, self._live_pages + extent[1]
             assert self._reserved.holds(*extent), f"{extent} is not reserved (I2)"
             try:
                 self._note(extent)
                 self._reserved.remove(*extent)
                 self._live.set(*extent)
-                self._live_pages = live + extent[1]
+                self._live_pages = live
             except BaseException:
-                self._live.clear(*extent)
                 self._undo()
+                self._live.clear(*extent)
                 raise
 
     def free(self, extent: tuple[int, int]) -> None:
@@ -248,14 +248,14 @@ class Allocator:
             assert self._live.all_set(first, count), f"extent ({first}, {count}) is not live (I2)"
             if self._poison is not None:
                 self._poison(Extent(first, count))
-            self._before, live = None, self._live_pages
+            self._before, live = None, self._live_pages - count
             try:
                 self._free.add(first, count)
                 self._live.clear(first, count)
-                self._live_pages = live - count
+                self._live_pages = live
             except BaseException:
-                self._live.set(first, count)
                 self._undo()
+                self._live.set(first, count)
                 raise
 
     def truncate(self) -> int:

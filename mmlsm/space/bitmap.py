@@ -80,9 +80,9 @@ class Bitmap:
         if start == end:
             bits[start] |= low & high
         else:
-            bits[start] |= low
+            first_byte, last_byte = bits[start] | low, bits[end] | high
             bits[start + 1 : end] = b"\xff" * (end - start - 1)
-            bits[end] |= high
+            bits[start], bits[end] = first_byte, last_byte  # nothing from here on takes memory
 
     def clear(self, first: int, count: int) -> None:
         """Mark pages as free, whatever they were."""
@@ -91,9 +91,9 @@ class Bitmap:
         if start == end:
             bits[start] &= ~(low & high)
         else:
-            bits[start] &= ~low
+            first_byte, last_byte = bits[start] & ~low, bits[end] & ~high
             bits[start + 1 : end] = bytes(end - start - 1)
-            bits[end] &= ~high
+            bits[start], bits[end] = first_byte, last_byte
 
     def all_set(self, first: int, count: int) -> bool:
         """Whether every one of the pages is used."""

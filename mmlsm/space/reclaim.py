@@ -133,20 +133,21 @@ class Reclaimer:
     def reclaim(self, durable: int) -> int:
         """Free what I1 allows, when both superblock copies of install `durable` are durable; pages freed.
 
-        An error of the allocator (only debug poisoning does I/O) leaves the rest pending.
+        REQUIRES that nothing is retired meanwhile. An error of the allocator leaves the rest pending: there may be no
+        memory, and debug poisoning does I/O.
         """
         with self._lock:
             free, keep = reclaimable(self._pending, list(self._pins), durable)
-            self._pending = keep
-        rest = [(retirement, extent) for retirement in free for extent in retirement.extents]
-        rest.reverse()
+            rest = [Retirement(r.born, r.died, (extent,)) for r in reversed(free) for extent in reversed(r.extents)]
+            pending = self._pending = [*keep, *rest]
         pages = 0
-        try:
-            while rest:
-                self._allocator.free(rest[-1][1])
-                pages += rest.pop()[1][1]
-        finally:
-            if rest:
-                with self._lock:
-                    self._pending += [Retirement(r.born, r.died, (extent,)) for r, extent in rest]
+        while len(pending) > len(keep):
+            retirement = pending[-1]
+            del pending[-1]
+            try:
+                self._allocator.free(retirement.extents[0])
+            except BaseException:
+                pending.append(retirement)  # takes no memory: its place is still there
+                raise
+            pages += retirement.pages
         return pages

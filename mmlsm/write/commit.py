@@ -135,8 +135,9 @@ class Committer:
         """Commit these pairs as one; its seq, once readers see it.
 
         Takes the write lock, or has it from the caller (`locked`); in any case, error or not, it is given up. An empty
-        commit is none: the last published seq. StorageError: with nothing done when there is no space for the log; with
-        the commit's fate unknown until reopen when it could not be written or synced, and ReadOnlyError ever after.
+        commit is none: the last published seq. A dict is empty as soon as it is ordered, whatever fails then.
+        StorageError: with nothing done when there is no space for the log; with the commit's fate unknown until reopen
+        when it could not be written or synced, and ReadOnlyError ever after.
         """
         mode = MODES[durability]
         lock, me = self.write_lock, _ident()
@@ -144,9 +145,10 @@ class Committer:
             assert not locked, "a commit says that its thread has the write lock, and it has not"
             raise RuntimeError("this thread has a write transaction open: write through it")
         interrupted: BaseException | None = None
+        given: dict[bytes, Value] | None = None
         try:
             if isinstance(items, dict):
-                items = list(items.items())
+                given, items = items, list(items.items())
             if not items:
                 return self.pins.published
             payload = encode_commit(items)
@@ -154,6 +156,8 @@ class Committer:
             if not locked:
                 lock.acquire()
             ticket = self._order(items, payload, payload_sum, mode)
+            if given is not None:
+                given.clear()
         finally:
             while lock.owner == me:
                 try:

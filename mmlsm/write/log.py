@@ -177,7 +177,7 @@ class LogWriter:
             self._durable = seq
 
     def release_before(self, position: LogPosition) -> list[Extent]:
-        """Give up the extents wholly before `position`: the caller retires them, once no superblock names them (R1)."""
+        """Give up the extents wholly before `position`: the install that retires them calls it (R1)."""
         for i, extent in enumerate(self._extents):
             if extent.first == position.page:
                 released = self._extents[:i]

@@ -358,7 +358,7 @@ class Merger(Worker):
         store = self.store
         timeout = IDLE_S if self.expecting or store.reclaimer.pending() else None
         with contextlib.suppress(queue.Empty):
-            while True:
+            while block or not store.released.empty():
                 message = store.released.get(timeout=timeout) if block else store.released.get_nowait()
                 block = False
                 if message is None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mmlsm.space.allocator import Allocator
     from mmlsm.space.bitmap import Bitmap
     from mmlsm.space.reclaim import Reclaimer
+    from mmlsm.write.log import LogWriter
 
 
 SYNC_EARLY_BYTES = 1 << 20
@@ -114,6 +115,8 @@ class Store:
         self.installs = 0
         self.bytes_installed = 0
         # guarded by order_lock
+        self.log: LogWriter | None = None
+        """Once there are commits."""
         self.state = ReadState((), self.version_of(manifest, superblock.seq), file, settings.verify)
 
     # -- versions
@@ -242,6 +245,8 @@ class Store:
         self.manifest, self.bits = draft.manifest, draft.bits
         self.installs += 1
         with self.order_lock:
+            if self.log is not None and edit.log is not None and edit.log.page:
+                self.log.release_before(edit.log)
             tables = tuple(t for t in self.state.tables if not any(t is gone for gone in edit.without_tables))
             self.set_state(tables, version)
 

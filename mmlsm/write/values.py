@@ -117,7 +117,7 @@ class ValueWriter:
     def drain(self) -> None:
         """Give back what finalisers abandoned."""
         with contextlib.suppress(Empty):
-            while True:
+            while not self.abandoned.empty():
                 for reference in self.abandoned.get_nowait():
                     self.give_back(reference)
 

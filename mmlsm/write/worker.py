@@ -64,7 +64,8 @@ class Worker(threading.Thread):
                 try:
                     self.work()
                     break
-                except MemoryError:  # in the telling of a fault; its state is in attributes, so it goes on
+                except (MemoryError, SystemError):  # CPython's word for it where it has none left for a frame
+                    # In the telling of a fault, or in waiting; its state is in attributes, so it goes on.
                     pass
         finally:  # the number of a thread that is gone is soon another's
             self._done = True

@@ -196,8 +196,6 @@ class Writer(Worker):
                 log=position,
             )
             store.install(self.channel, edit)
-            with committer.order_lock:
-                log.release_before(position)
         finally:
             done.release()
 
@@ -246,6 +244,4 @@ class Writer(Worker):
             extents=sorted(Extent(r.page, r.pages) for r in table.references),
             pause=self.sync_if_due,
         )
-        with committer.order_lock:
-            committer.log.release_before(start)
         self.flushes += 1

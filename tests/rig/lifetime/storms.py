@@ -92,8 +92,8 @@ class Starved:
                 end()
         except (MemoryError, mmlsm.Error):
             self.raised += 1
-        except RuntimeError as error:  # how CPython says so for locks
-            if "lock" not in str(error):
+        except (RuntimeError, SystemError) as error:  # how CPython says so for locks, and for frames
+            if not re.search("lock|without (setting an )?exception", str(error)):
                 raise
             self.raised += 1
 

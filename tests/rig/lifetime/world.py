@@ -76,6 +76,7 @@ class World:
         self.db.update(self.state)
         self.db._engine.flush()
         self.db[b"recent"] = self.state[b"recent"] = b"1"
+        self.db.sync()
 
     def next_value(self) -> bytes:
         """A value that no other has."""
