@@ -67,12 +67,12 @@ def test_strikes_at_any_step_of_any_operation(campaign: Campaign, path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["signals", "memory"])
-def test_storms(campaign: Campaign, path: Path, kind: str) -> None:
+def test_storms(campaign: Campaign, path: Path, kind: str, mode: str) -> None:
     """Operations in a process of their own, while handlers of signals raise or allocations fail."""
     if kind == "memory" and importlib.util.find_spec("_testcapi") is None:
         pytest.skip("this Python has no _testcapi, which makes allocations fail")
     if kind == "memory" and not campaign.long:
-        pytest.skip("CPython itself keeps a lock now and then where memory fails; the long form counts that")
+        pytest.skip("CPython itself crashes now and then where memory fails, see docs/reliability.md")
     figures = {"operations": 0, "hits": 0, "reopened": 0, "stuck": 0}
     seconds = 4 if not campaign.long else 60
     number = -1
@@ -86,7 +86,7 @@ def test_storms(campaign: Campaign, path: Path, kind: str) -> None:
             check=False,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
-        if kind == "memory" and ended.returncode == STUCK:
+        if kind == "memory" and ended.returncode == STUCK and mode == "interpreted":
             figures["stuck"] += 1
             path.unlink()
             continue

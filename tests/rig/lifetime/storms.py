@@ -30,7 +30,7 @@ SOUND_EVERY = 25
 REOPEN_EVERY = 100
 
 STUCK = 3
-"""Exit code: a lock stayed taken where memory failed. CPython's `with lock:` needs a tuple to let go of a lock."""
+"""Exit code: a lock stayed taken where memory failed. CPython's locks do where mmlsm is interpreted."""
 
 
 class Handled:
