@@ -22,8 +22,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
-from sortedcontainers import SortedDict
-
 from mmlsm.format.manifest import Retirement
 from mmlsm.locks import PINS, ordered_lock
 from mmlsm.space.allocator import Allocator
@@ -67,7 +65,7 @@ class Reclaimer:
         self._allocator = allocator
         self._lock = ordered_lock("pins", PINS, debug)
         # guarded by _lock
-        self._pins: SortedDict[int, int] = SortedDict()
+        self._pins: dict[int, int] = {}
         self._pending = list(retired)
         # constant; has a lock of its own
         self._births = Births()
@@ -81,21 +79,22 @@ class Reclaimer:
             self._pins[install] = self._pins.get(install, 0) + 1
 
     def unpin(self, install: int) -> None:
-        """Take one pin of version `install` away."""
+        """Take one pin of version `install` away; the last step is the one that does it, and takes no memory."""
         with self._lock:
             left = self._pins.get(install, 0) - 1
             assert left >= 0, f"version {install} is not pinned"
             if left:
                 self._pins[install] = left
-            else:
-                del self._pins[install]
-                if self._pins:
-                    self._births.forget_until(self._pins.peekitem(0)[0])
+                return
+            oldest = min((pinned for pinned in self._pins if pinned != install), default=None)
+            if oldest is not None:
+                self._births.forget_until(oldest)
+            del self._pins[install]
 
     def pinned(self) -> list[int]:
         """The pinned install numbers, ascending, each once."""
         with self._lock:
-            return list(self._pins)
+            return sorted(self._pins)
 
     def note_birth(self, page: int, install: int) -> None:
         """The extent that begins at `page`, reserved or live, is seen by no version before `install` (I4)."""
@@ -137,7 +136,7 @@ class Reclaimer:
         memory, and debug poisoning does I/O.
         """
         with self._lock:
-            free, keep = reclaimable(self._pending, list(self._pins), durable)
+            free, keep = reclaimable(self._pending, sorted(self._pins), durable)
             rest = [Retirement(r.born, r.died, (extent,)) for r in reversed(free) for extent in reversed(r.extents)]
             pending = self._pending = [*keep, *rest]
         pages = 0

@@ -148,7 +148,7 @@ class Committer:
         given: dict[bytes, Value] | None = None
         try:
             if isinstance(items, dict):
-                given, items = items, list(items.items())
+                given, items = items, list(zip(items, items.values(), strict=True))  # items() crashes without memory
             if not items:
                 return self.pins.published
             payload = encode_commit(items)

@@ -371,14 +371,15 @@ class Merger(Worker):
                     continue
                 self.unpin(message)
 
-    def unpin(self, entry: Entry[tuple[int, tuple[Segment, ...]]]) -> None:
-        """A version is gone. Once for each, however often it is told."""
+    def unpin(self, entry: Entry[tuple[int, list[Segment]]]) -> None:
+        """A version is gone. Once for each, however often it is told; where memory fails, again from there."""
         store, (install, segments) = self.store, entry.what
         if store.versions.get(install) is entry:
-            for segment in segments:
-                segment.lock.release_shared()
-            store.reclaimer.unpin(install)
+            while segments:
+                segments[-1].lock.release_shared()
+                del segments[-1]
             store.made_at.pop(install, None)
+            store.reclaimer.unpin(install)
             del store.versions[install]
 
     def reclaim(self) -> None:

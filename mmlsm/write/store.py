@@ -108,7 +108,7 @@ class Store:
         self.manifest = manifest
         self.bits = bits
         self.segments: dict[int, Segment] = {}
-        self.versions: dict[int, Entry[tuple[int, tuple[Segment, ...]]]] = {}
+        self.versions: dict[int, Entry[tuple[int, list[Segment]]]] = {}
         """How the merge thread is told that a version is gone; its own to clear."""
         self.made_at: dict[int, float] = {}
         """When each version that is still held was made, for `stats()`."""
@@ -133,7 +133,7 @@ class Store:
             self.made_at[install] = time.time()
             version = Version(install, seq, levels, self.file.pin)
             # Last, for from then on it is unpinned when it goes.
-            self.versions[install] = entry_of(version, self.released.put, (install, version.segments))
+            self.versions[install] = entry_of(version, self.released.put, (install, list(version.segments)))
         except BaseException:
             for segment in () if version is None else version.segments:
                 segment.lock.release_shared()

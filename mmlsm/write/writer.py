@@ -120,8 +120,9 @@ class Writer(Worker):
             timeout = max(0.001, self.sync_due() - time.monotonic()) if self.group_pending else None
             if self.error is not None:
                 timeout = min(RETRY_S, timeout or RETRY_S)
-            with contextlib.suppress(queue.Empty):
-                self.wakeups.get(timeout=timeout)
+            if not self.stopping:  # where memory failed its wake-up may be taken already
+                with contextlib.suppress(queue.Empty):
+                    self.wakeups.get(timeout=timeout)
             if self.abandoned:
                 break
             try:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import proof
 from mmlsm import limits
+from mmlsm.locks import RWLock
 from mmlsm.space.allocator import Allocator
+from mmlsm.space.births import Births
 from mmlsm.space.extents import Extent
 from mmlsm.space.reclaim import Reclaimer
+from mmlsm.write.merger import Merger
 
 
 def no_memory(*_: object) -> None:
@@ -77,3 +82,41 @@ def test_what_a_reclaim_could_not_free_is_freed_by_the_next(failing: int, monkey
     assert reclaimer.pending() == []
     assert allocator.live_extents() == []
     allocator._check()
+
+
+@pytest.mark.parametrize("failing", [(RWLock, "release_shared"), (Reclaimer, "unpin"), (Births, "forget_until")])
+@pytest.mark.parametrize("number", range(4))
+def test_a_version_that_is_gone_is_let_go_of_once(
+    failing: tuple[type, str], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often, and wherever, memory fails in that."""
+    reclaimer = Reclaimer(Allocator(100, [], resize=lambda pages: None, forget=lambda *_: None))
+    for install in (1, 1, 2):
+        reclaimer.pin(install)
+    locks = [RWLock() for _ in range(3)]
+    for lock in locks:
+        lock.acquire_shared()
+        lock.acquire_shared()
+    entry: Any = SimpleNamespace(what=(1, [SimpleNamespace(lock=lock) for lock in locks]))
+    store = SimpleNamespace(versions={1: entry}, made_at={1: 0.0, 2: 0.0}, reclaimer=reclaimer)
+    reclaimer.unpin(1)
+    owner, name = failing
+    call: Callable[..., None] = getattr(owner, name)
+    calls = []
+
+    def fails(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == number + 1:
+            raise MemoryError
+        call(*arguments)
+
+    merger: Any = SimpleNamespace(store=store)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fails)
+        try:
+            Merger.unpin(merger, entry)
+        except MemoryError:
+            Merger.unpin(merger, entry)
+    Merger.unpin(merger, entry)
+    assert [lock.shared_count for lock in locks] == [1, 1, 1]
+    assert (reclaimer.pinned(), store.versions, store.made_at) == ([2], {}, {2: 0.0})
