@@ -15,8 +15,8 @@ PLANTED = (
     Sabotage(
         "order-lock-not-taken-in-install", "1 4", "a memtable that is sealed during an install is lost",
         "write/store.py",
-        "        with self.order_lock:\n            tables = tuple(",
-        "        if True:\n            tables = tuple(",
+        "        with self.order_lock:\n            if self.log is not None",
+        "        if True:\n            if self.log is not None",
         ("unit/test_installs.py::test_a_memtable_that_is_sealed_during_an_install_is_not_lost",),
     ),
     Sabotage(
