@@ -92,7 +92,7 @@ def later_records(file: File, scan: LogScan) -> Iterator[tuple[int, Header]]:
     """(file offset, header) of the whole headers of later commits in the extent where the scan ended, from there on."""
     position = scan.position
     mark = position.epoch.to_bytes(8, "little")
-    end = (position.page + position.pages) * PAGE
+    end = min((position.page + position.pages) * PAGE, file.bytes)
     for at in range(position.offset, end, BLOCK):
         data = file.pread(at, min(BLOCK + HEADER_BYTES, end - at))
         found = data.find(mark)
@@ -108,9 +108,9 @@ def extents_elsewhere(file: File, bits: Bitmap) -> Iterator[tuple[int, Header]]:
 
     Among them are those of the extents that links led to.
     """
-    end = 0
-    for first, count in chain(bits.extents(), [(file.pages, 0)]):
-        for page in range(end, first):
+    end, pages = 0, file.pages
+    for first, count in chain(bits.extents(), [(pages, 0)]):
+        for page in range(end, min(first, pages)):
             header = decode_header(file.pread(page * PAGE, HEADER_BYTES), 0)
             if header is not None:
                 yield page * PAGE, header

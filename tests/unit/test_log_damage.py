@@ -11,10 +11,11 @@ import pytest
 
 import mmlsm
 from mmlsm.file import File
+from mmlsm.format.superblock import LogPosition
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.settings import Settings
 from mmlsm.space.bitmap import Bitmap
-from mmlsm.write.log_end import whole_log
+from mmlsm.write.log_end import cut_off, whole_log
 from mmlsm.write.log_record import HEADER_BYTES, LINK_BYTES
 from mmlsm.write.log_scan import scan_log
 from rig.damage.salvaged import BringOut, everything_is_uncertain
@@ -193,6 +194,24 @@ def test_a_reader_beside_a_writer_looks_twice(path: Path) -> None:
     seqs = [commit.seq for commit in whole_log(file, scan, Bitmap(3))]
     assert len(seqs) > 1
     assert seqs == list(range(1, len(seqs) + 1))
+
+
+def test_numbers_past_the_files_end_cost_nothing() -> None:
+    """A superblock whose sum is right may say that the log's extent, and the bitmap, go on for 16 TiB."""
+
+    class Counting:
+        bytes, pages, reads = 5 * PAGE_BYTES, 5, 0
+
+        def pread(self, offset: int, length: int) -> bytes:
+            self.reads += 1
+            assert self.reads < 20
+            return b"\x07" * max(0, min(length, self.bytes - offset))
+
+    file = cast(File, Counting())
+    epoch = int.from_bytes(b"\x07" * 8, "little")  # a part of a record stands at the end
+    scan = scan_log(file, LogPosition(4, (1 << 32) - 5, 4 * PAGE_BYTES, epoch, 0))
+    assert list(whole_log(file, scan, Bitmap(1 << 26))) == []
+    assert cut_off(file, scan) is not None
 
 
 def test_all_that_is_whole_comes_out_of_a_damaged_log(path: Path, bring_out: BringOut) -> None:
