@@ -129,7 +129,8 @@ class Writer(Worker):
                 self.sync_if_due()
                 self.flush_sealed()
                 self.move_log()
-                self.error = None
+                if self.committer is None or self.committer.failure is None:  # else it goes on being told
+                    self.error = None
             except (Error, MemoryError) as error:
                 self.error = error.with_traceback(None)  # its frames hold what was flushed
                 if self.store.file.failure is not None:

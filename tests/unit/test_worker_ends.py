@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import sys
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 import pytest
 
+import mmlsm
 from commit_rig import eventually, in_threads
 from mmlsm.write.merge_jobs import unretired
 from mmlsm.write.worker import Worker
 from rig.lifetime.interrupts import points
-from rig.lifetime.world import tiny
+from rig.lifetime.world import killed, tiny
 
 
 def test_a_database_whose_merge_thread_has_failed_ends_when_it_is_dropped(path: Path) -> None:
@@ -37,6 +39,31 @@ def test_a_database_whose_merge_thread_has_failed_ends_when_it_is_dropped(path: 
     assert eventually(lambda: threads[0].over and threads[1].over, 20)
     with tiny(path) as again:
         assert again[b"a"] == b"1"
+
+
+def test_that_the_log_could_not_be_written_when_it_was_moved_goes_on_being_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = tiny(path, auto_merge=False)
+    db[b"a"] = b"1"
+    db._engine.flush()
+    writer, committer = db._engine.writer, db._engine.committer
+    assert committer is not None
+    broken = mmlsm.StorageError(errno.EIO, "planted")
+
+    def fail(*_: object) -> None:
+        raise broken
+
+    monkeypatch.setattr(committer._channel, "pwrite", fail)
+    writer.restart_log(0)
+    assert eventually(lambda: committer.failure is broken and db.stats().flush_error is not None, 20)
+    passes = []
+    monkeypatch.setattr(writer, "flush_sealed", lambda: passes.append(1))
+    assert eventually(lambda: (writer.wake(), len(passes) > 3)[1], 20)
+    assert db.stats().flush_error is not None
+    with pytest.raises(mmlsm.ReadOnlyError, match="planted"):
+        db[b"b"] = b"2"
+    killed(db)
 
 
 def test_a_thread_whose_work_raises_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
