@@ -92,4 +92,5 @@ class Worker(threading.Thread):
     def wait_until_over(self) -> None:
         """Back when it has ended."""
         while not self.over:
-            self._end.acquire(timeout=LOOK_S)  # a hint: it wakes one of those who wait, the others look again
+            if self._end.acquire(timeout=LOOK_S):  # a hint: it may be lost, so they look again
+                self._end.release()  # and wakes one of those who wait, who wakes the next
