@@ -168,7 +168,7 @@ def test_ctrl_c_while_waiting_leaves_the_queue():
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             done.wait()
 
-    thread = threading.Thread(target=hold)
+    thread = threading.Thread(target=hold, daemon=True)
     thread.start()
     taken.wait()
     with pytest.raises(KeyboardInterrupt):

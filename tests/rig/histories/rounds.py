@@ -139,8 +139,9 @@ def note_seqs(db: Any) -> threading.local:
     plain = db._engine.commit
 
     def commit(items: Any, *arguments: Any, **how: Any) -> int:
+        writes = bool(items)  # a commit that is ordered empties them
         seq: int = plain(items, *arguments, **how)
-        if items:
+        if writes:
             noted.seq = seq
         return seq
 
