@@ -119,6 +119,12 @@ class LogWriter:
         """
         return tuple(self._extents)
 
+    @property
+    def spare(self) -> tuple[Extent, ...]:
+        """What `prepare` keeps ready."""
+        spare = self._spare
+        return () if spare is None else (spare,)
+
     # -- appending
 
     def room(self, length: int) -> None:

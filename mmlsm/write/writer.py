@@ -174,7 +174,10 @@ class Writer(Worker):
         done, behind = request
         try:
             committer, store = self.committer, self.store
-            if committer is None or not self.is_in_the_way(committer.log.extents, behind):
+            if committer is None:
+                return
+            log = committer.log
+            if not self.is_in_the_way(log.extents, behind) and not any(one.end > behind for one in log.spare):
                 return
             with committer.order_lock:
                 if committer.memtable.entry_count and committer.on_full is not None:
@@ -183,7 +186,7 @@ class Writer(Worker):
             if self.channel is None:
                 self.channel = store.file.channel()
             with committer.order_lock:
-                table, log = committer.memtable, committer.log
+                table = committer.memtable
                 if table.entry_count or len(store.state.tables) != 1:
                     return
                 old = list(log.extents)
