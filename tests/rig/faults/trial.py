@@ -67,6 +67,7 @@ class Trial:
         self.ledger = Ledger(batch)
         self.work = Work(self.path, self.system, self.ledger, number)
         self.work.before_close = self.check_live
+        self.system.is_known = lambda: self.work.db is None or self.work.db._engine.file.failure is not None
         if fault is not None and fault.kind == LOST:  # a large value that no sync had covered may be gone when read
             self.work.refusals = (*REFUSALS, mmlsm.CorruptionError)
         self.cutting = fault is not None and (fault.kind in (LOST, CACHED) or number % 4 == 0)
