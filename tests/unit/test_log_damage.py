@@ -150,7 +150,7 @@ def test_what_a_sync_covered_is_known_to_be_durable_by_the_next_record(path: Pat
         database._engine.committer.write_out()
         after = path.read_bytes()
     for image, told in ((before, False), (after, True)):
-        path.write_bytes(image[:start] + b"\xff" + image[start + 1 :])
+        path.write_bytes(image[:start] + bytes([image[start] ^ 0xFF]) + image[start + 1 :])
         if told:
             with pytest.raises(mmlsm.CorruptionError, match="commits up to 2 were durable"):
                 mmlsm.open(path, readonly=True)
