@@ -135,9 +135,31 @@ def test_what_was_cut_off_and_not_synced_is_back_after_a_power_cut(written: Any)
     assert one.system.power_cut(one.path) == OLD + NEW
 
 
+@pytest.mark.parametrize("kind", [LOST, CACHED])
+def test_what_a_failed_sync_lost_is_told_to_each_open_once(written: Any, kind: str) -> None:
+    one = written("sync", kind)
+    others = [one.system.open(str(one.path), os.O_RDWR) for _ in range(2)]
+    one.write()
+    one.failed_sync()
+    calls = (one.system.sync, lambda fd: one.system.pwrite_durably(fd, memoryview(NEW), 0))
+    for fd, call in zip(others, calls, strict=True):
+        with pytest.raises(OSError, match="error"):
+            call(fd)
+        call(fd)
+    later = one.system.open(str(one.path), os.O_RDWR)
+    for fd in (one.fd, later):
+        one.system.sync(fd)
+    for fd in (*others, later):
+        one.system.close(fd)
+
+
 def test_writes_after_a_failed_sync_are_noted(written: Any) -> None:
     one = written("sync", "EIO")
+    one.system.is_known = lambda: False
     one.failed_sync()
+    one.write()
+    assert not one.system.late, "nobody can know yet"
+    one.system.is_known = lambda: True
     one.write()
     one.system.sync(one.fd)
     assert [method for method, _ in one.system.late] == ["pwrite", "sync"]

@@ -5,7 +5,9 @@ it last became durable (`Disk`), so that a failed sync can lose what was written
 
 I1. All calls that change the file are serial, so what is durable is known at each moment.
 I2. `calls` counts each method's calls; `injected` lists what was injected, `late` the writes and syncs that were tried
-    after a sync had failed, each with its thread's name.
+    when the handle knew that a sync had failed, each with its thread's name.
+I3. What a failed sync lost is told to every open of the file, once, by its next sync, as Linux does: the others write
+    and sync on until the thread that met the failure runs again.
 """
 
 from __future__ import annotations
@@ -136,7 +138,10 @@ class FaultySystem(System):
         self.sync_failed = False
         self.late: list[tuple[str, str]] = []
         self.is_known: Callable[[], bool] = lambda: True
-        """Whether the handle knows by now of the sync that failed: until its thread runs again others may write on."""
+        """Whether the handle knows by now of the sync that failed."""
+        self.losses = 0
+        self.told: dict[int, int] = {}
+        """How many of the losses each descriptor knows of."""
         self.disks: dict[int, Disk] = {}
         self._lock = threading.RLock()
 
@@ -147,7 +152,7 @@ class FaultySystem(System):
     def meets(self, method: str) -> str | None:
         """Count a call; what it is to meet. REQUIRES the lock."""
         self.calls[method] += 1
-        if self.sync_failed and method in CHANGES and (method in SYNCS or self.is_known()):
+        if self.sync_failed and method in CHANGES and self.is_known():
             self.late.append((method, threading.current_thread().name))
         fault = self.fault
         if fault is None or fault.method != method:
@@ -185,6 +190,12 @@ class FaultySystem(System):
         with self._lock:
             raise_fault(self.meets(method))
 
+    def open(self, path: str, flags: int, mode: int = 0o666) -> int:
+        self.refuse("open")
+        fd = super().open(path, flags, mode)
+        self.told[fd] = self.losses
+        return fd
+
     def close(self, fd: int) -> None:
         super().close(fd)
         self.refuse("close")
@@ -203,6 +214,7 @@ class FaultySystem(System):
         with self._lock:
             try:
                 count = self.write("pwrite_durably", super().pwrite_durably, fd, data, offset)
+                self.tell(fd)
             except InterruptedError:
                 raise
             except (OSError, MemoryError):
@@ -226,21 +238,32 @@ class FaultySystem(System):
         raise AssertionError(kind)
 
     def fail(self, kind: str | None, fd: int) -> None:
-        if kind == LOST:
-            self.disk(fd).lose(fd)
-        elif kind == CACHED:
-            self.disk(fd).forget()
+        if kind in (LOST, CACHED):
+            self.losses += 1
+            self.told[fd] = self.losses
+            if kind == LOST:
+                self.disk(fd).lose(fd)
+            else:
+                self.disk(fd).forget()
         raise_fault(kind)
+
+    def tell(self, fd: int) -> None:
+        """A sync finds out what another open's sync has lost (I3)."""
+        if self.told.get(fd, 0) < self.losses:
+            self.told[fd] = self.losses
+            raise_fault("EIO")
 
     def sync(self, fd: int) -> None:
         with self._lock:
-            kind = self.meets("sync")
-            if kind is None:
-                super().sync(fd)
-                self.disk(fd).synced(fd)
-            else:
+            try:
+                if (kind := self.meets("sync")) is not None:
+                    self.fail(kind, fd)
+                self.tell(fd)
+            except (OSError, MemoryError):
                 self.sync_failed = True
-                self.fail(kind, fd)
+                raise
+            super().sync(fd)
+            self.disk(fd).synced(fd)
 
     def drop_cached(self, fd: int, offset: int, length: int) -> None:
         with self._lock:
@@ -282,6 +305,6 @@ def _refusing(method: str) -> Any:
 
 
 for _method in (
-    "open", "reopen", "sync_directory", "link", "try_lock", "unlock", "locked_elsewhere", "map", "pinned_map",
+    "reopen", "sync_directory", "link", "try_lock", "unlock", "locked_elsewhere", "map", "pinned_map",
 ):  # fmt: skip
     setattr(FaultySystem, _method, _refusing(_method))
