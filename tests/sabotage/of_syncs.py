@@ -186,6 +186,16 @@ PLANTED = (
         ("unit/test_file.py::test_a_sync_that_succeeds_beside_a_failed_one_does_not_acknowledge",),
     ),
     Sabotage(
+        "one-open-for-all-threads", "7", "all threads sync through one open, which is told once of what was lost",
+        "handle.py",
+        "        return Channel(self, Descriptor(self.system, fd))\n",
+        "        only = self.__dict__.setdefault('only', Descriptor(self.system, fd))\n"
+        "        if only.fd != fd:\n"
+        "            self.system.close(fd)\n"
+        "        return Channel(self, only)\n",
+        ("unit/test_faults.py::test_a_channel_learns_what_anothers_sync_lost_before_that_ones_thread_runs_again",),
+    ),
+    Sabotage(
         "failed-sync-forgotten", "7", "a failed sync raises, and the handle writes on as if nothing had happened",
         "handle.py",
         "            if self.failure is None or self.failure is self.cut_off:\n"

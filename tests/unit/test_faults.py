@@ -17,7 +17,7 @@ from mmlsm.file import System, open_file
 from mmlsm.settings import Settings
 from mmlsm.write import merge_jobs, merger, writer
 from proof import prove
-from rig.faults.system import CACHED, Fault, FaultySystem
+from rig.faults.system import CACHED, LOST, Fault, FaultySystem
 
 
 class Failing(System):
@@ -97,6 +97,28 @@ def test_a_sync_that_ends_for_want_of_memory_has_failed(path: Path, system: Fail
     system.fail(None)
     with pytest.raises(mmlsm.ReadOnlyError):
         channel.sync()
+    file.close()
+
+
+@pytest.mark.parametrize("kind", [LOST, CACHED])
+@pytest.mark.parametrize("name", ["pwrite_durably", "sync"])
+def test_a_channel_learns_what_anothers_sync_lost_before_that_ones_thread_runs_again(
+    path: Path, name: str, kind: str
+) -> None:
+    system = FaultySystem()
+    with mmlsm.Database(path, Settings(), system) as other:
+        other[b"a"] = b"1"
+    file = open_file(path, system=system)
+    mine, anothers = file.channel(), file.channel()
+    mine.pwrite(3 * 4096, b"mine")
+    system.fault = Fault("sync", system.calls["sync"] + 1, kind)
+    with pytest.raises(OSError, match="Input/output"):
+        system.sync(anothers._descriptor.fd)
+    assert file.failure is None, "its thread has not come to tell the others"
+    with pytest.raises(mmlsm.StorageError, match="unknown until the database is reopened"):
+        getattr(mine, name)(*((4 * 4096, b"b") if name == "pwrite_durably" else ()))
+    with pytest.raises(mmlsm.ReadOnlyError):
+        anothers.sync()
     file.close()
 
 
