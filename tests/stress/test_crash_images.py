@@ -20,6 +20,12 @@ PHASES = {
     "merge into the bottom", "reclaim", "relocation", "moving the log", "large value", "recovery", "close",
 }  # fmt: skip
 
+SMALL = {
+    "creation", "creation in place", "creation in zeros", "creation in an empty file", "full_commits", "group_commits",
+    "off_commits", "mixed_commits", "full commits without durable writes", "commits_of_several_threads", "flushes",
+}  # fmt: skip
+"""Of these CI takes all images that are enumerated: they are few. A long run does so of each workload, and recovery."""
+
 
 def cpu_s() -> float:
     """Seconds of processor time that the workers which have ended took."""
@@ -34,7 +40,8 @@ def test_every_crash_image_recovers_to_the_state_after_one_commit(campaign: Camp
     kept = tmp_path / "findings"
     kept.mkdir()
     before = cpu_s()
-    result = share_out(campaign, campaign.count(short, 1_000_000), campaign.count(short // 20, 600), kept)
+    every = dict.fromkeys(WORKLOADS, 2) if campaign.long else dict.fromkeys(SMALL, int(campaign.mode == "compiled"))
+    result = share_out(campaign, campaign.count(short, 1_000_000), campaign.count(short // 20, 600), kept, every)
     campaign.report(
         images=len(result.images),
         images_a_core_second=round(len(result.images) / (cpu_s() - before), 1),
@@ -45,6 +52,7 @@ def test_every_crash_image_recovers_to_the_state_after_one_commit(campaign: Camp
         crash_points=sum(result.crash_points.values()),
         judged=result.judged,
         refused=result.refused,
+        enumerated=result.enumerated,
         findings=len(result.findings),
     )
     assert not result.findings, "\n".join(result.findings)

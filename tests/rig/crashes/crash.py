@@ -4,9 +4,12 @@
 recoveries for the crashes that hit those, to depth 2. One process; rig/crashes/workers.py has several.
 
 I1. Recovered is exactly the state after some commit k: the last durable one, or one ordered after it and attempted.
-    After kill -9 (`Image.killed`) what returned in `group` is durable as well.
+    Durable is what returned in `full`, what `sync()` covered, and of what returned in `group` all that came before the
+    begin of a sync that has ended, whoever made it. After kill -9 (`Image.killed`) all that returned in `group`.
 I2. The next commit's seq is above every seq that was returned before the crash.
 I3. The file is proved whole after recovery and again after a write and a reopen (tests/proof.py).
+I4. One image alone may be refused: that of a creation in place, in no bytes or zeros, whose page 0 is garbage and was
+    never synced (docs/format.md).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,9 +30,10 @@ import xxhash
 
 import mmlsm
 import proof
+from mmlsm.limits import PAGE_BYTES
 from mmlsm.settings import Settings
-from rig.crashes.images import Content, Disk, Image, drawn
-from rig.crashes.recorded import END, MARK, Log, Tick
+from rig.crashes.images import Content, Disk, Image, drawn, enumerated
+from rig.crashes.recorded import BEGIN, DURABLE_WRITE, END, SYNC, WRITE, Log, Tick
 from rig.crashes.workloads import TINY, WORKLOADS, Commit, Story, Workload, recovery, seeded
 
 Pairs = list[tuple[bytes, bytes]]
@@ -71,8 +76,15 @@ class History:
         """After each tick: the least k after a power cut, the least after a kill, the most, and the last seq given."""
         durable = returned = most = 0
         attempted: set[int] = set()
+        syncs: dict[int, int] = {}
+        """What had returned as each sync began that is under way."""
         for tick in self.log.ticks:
-            if tick.word == "attempt":
+            if tick.call is not None and tick.call.kind == SYNC:
+                if tick.what == BEGIN:
+                    syncs[id(tick.call)] = returned
+                else:
+                    durable = max(durable, syncs.pop(id(tick.call)))
+            elif tick.word == "attempt":
                 attempted.add(place[id(tick.value)])
                 while most + 1 in attempted:
                     most += 1
@@ -122,7 +134,9 @@ class Result:
     judged: int = 0
     """Pairs of a crash point and an image that the oracle was asked about."""
     refused: int = 0
-    """Images of a creation in place with garbage in page 0, which are refused by name (docs/format.md)."""
+    """Images of a creation in place with garbage in page 0, which are refused by name (I4)."""
+    enumerated: int = 0
+    """Of histories of which all were taken that are enumerated, the images distinct within each."""
     findings: list[str] = field(default_factory=list)
 
     def add(self, other: Result) -> None:
@@ -132,6 +146,7 @@ class Result:
         self.crash_points.update(other.crash_points)
         self.judged += other.judged
         self.refused += other.refused
+        self.enumerated += other.enumerated
         self.findings += other.findings
 
     def by(self, name: str) -> dict[str, int]:
@@ -150,6 +165,7 @@ class Crasher:
         kept: Path | None,
         result: Result,
         findings_most: int = FINDINGS_MOST,
+        every: int = 0,
     ) -> None:
         self.workload = workload
         self.seed = seed
@@ -158,10 +174,11 @@ class Crasher:
         self.kept = kept
         self.result = result
         self.findings_most = findings_most
+        self.every = every
         self.files = 0
 
     def crash(self, images: int) -> None:
-        """Record the workload and check about so many distinct images."""
+        """Record the workload and check about so many distinct images; and, at depths below `every`, all there are."""
         try:
             with seeded(self.rng, self.workload.idle_s):
                 self.explore(self.record(Log(self.workload.base), self.workload, [], 0), images, 0)
@@ -196,11 +213,13 @@ class Crasher:
     # -- crashing
 
     def explore(self, history: History, images: int, depth: int) -> None:
-        """Check about so many distinct images of a history, a share of them of recoveries."""
+        """Check about so many distinct images of a history, a share of them of recoveries. At depths below `every` also
+        all that are enumerated, at each tick."""
         deeper = max(1, images // 2 // RECOVERY_IMAGES) if depth < DEPTH_MOST else 0
         own = images // 2 if deeper else images
         ticks = history.log.ticks
-        chosen = self.chosen(ticks, own)
+        every = depth < self.every
+        chosen = set(range(len(ticks))) if every else self.chosen(ticks, own)
         most = max(1, 2 * own // max(1, len(ticks)))
         known: dict[int, Found | None] = {}
         candidates: list[tuple[bytes | bytearray, Found, int]] = []  # any of those seen, as likely as any other
@@ -209,13 +228,17 @@ class Crasher:
         for number, tick in enumerate(ticks):
             disk.advance(tick)
             self.result.crash_points[label(tick)] += 1
-            for image in drawn(disk, self.rng, most if number in chosen else 0):
+            taken: Iterable[Image] = drawn(disk, self.rng, most if number in chosen else 0)
+            if every:
+                taken = chain(taken, (Image(content, "all that is enumerated") for content in enumerated(disk)))
+            for image in taken:
                 digest = xxhash.xxh3_64_intdigest(image.content or b"", seed=image.content is None)
                 new = digest not in known
                 if new and number not in chosen and number != len(ticks) - 1:
                     continue
                 if new:
                     known[digest] = self.checked(history, number, image, digest, depth)
+                    self.result.enumerated += every
                 found = known[digest]
                 if found is not None:
                     self.judge(history, number, image, found, depth)
@@ -247,7 +270,9 @@ class Crasher:
         self.result.images.setdefault(digest, Label(self.workload.name, depth, *label(history.log.ticks[number])))
         path = self.path()
         try:
-            pairs, seq = check(path, image.content, debug=digest % 8 == 0, kill=digest % 2 == 1)
+            pairs, seq = check(
+                path, image.content, debug=digest % 8 == 0, kill=digest % 2 == 1, readonly=digest >> 8 & 3 != 0
+            )
         except BaseException as error:
             if not isinstance(error, Exception):
                 raise
@@ -307,15 +332,22 @@ def label(tick: Tick) -> tuple[str, str]:
 
 
 def may_be_refused(image: Image, history: History, number: int) -> bool:
-    """Whether page 0 of a creation in place, not yet synced, may be garbage: that file is not a database any more."""
-    marked = any(tick.what == MARK and tick.word == "opened" for tick in history.log.ticks[:number])
-    return "garbage" in image.how and not marked
+    """Whether the image is of a creation in place, and its page 0 is garbage (I4)."""
+    ticks = history.log.ticks[: number + 1]
+    if image.content is None or any(history.log.base or b"") or any(tick.word == "opened" for tick in ticks):
+        return False
+    first = bytes(image.content[:PAGE_BYTES])
+    calls = [tick.call for tick in ticks if tick.call is not None and tick.call.kind in (WRITE, DURABLE_WRITE)]
+    written = [call.data[:PAGE_BYTES] for call in calls if call.offset == 0]
+    return "garbage" in image.how and any(first) and first not in written
 
 
-def check(path: Path, content: Content, *, debug: bool = True, kill: bool = False) -> tuple[Pairs, int]:
+def check(
+    path: Path, content: Content, *, debug: bool = True, kill: bool = False, readonly: bool = True
+) -> tuple[Pairs, int]:
     """Recover an image, prove it, write, reopen, prove it again: what was recovered, and the seq of the write.
 
-    `kill`: the first handle ends as by a kill, and not by `close()`.
+    `kill`: the first handle ends as by a kill, and not by `close()`. `readonly`: so it is opened again.
     """
     if content is not None:
         path.write_bytes(content)
@@ -332,7 +364,7 @@ def check(path: Path, content: Content, *, debug: bool = True, kill: bool = Fals
             forsake(db)
         else:
             db.close()
-    with mmlsm.Database(path, Settings(**settings, readonly=True)) as db:
+    with mmlsm.Database(path, Settings(**settings, readonly=readonly)) as db:
         want = [pair for pair in pairs if pair[0] != PROBE] + [(PROBE, b"")]
         assert list(db.items()) == want, "what was recovered and written is not what a reopen finds"
         proof.prove(db)
@@ -355,13 +387,15 @@ def run(
     folder: Path = SHARED_MEMORY,
     kept: Path | None = None,
     findings_most: int = FINDINGS_MOST,
+    every: int = 0,
 ) -> Result:
-    """Crash these workloads (all, without), about so many distinct images of them all; what was reached and found."""
+    """Crash these workloads (all, without), about so many distinct images of them all, and at depths below `every` all
+    that are enumerated; what was reached and found."""
     names = list(workloads) or list(WORKLOADS)
     result = Result()
     with tempfile.TemporaryDirectory(dir=folder if folder.is_dir() else None) as place:
         for name in names:
             if len(result.findings) < findings_most:
-                crasher = Crasher(WORKLOADS[name], seed, Path(place), kept, result, findings_most)
+                crasher = Crasher(WORKLOADS[name], seed, Path(place), kept, result, findings_most, every)
                 crasher.crash(-(-images // len(names)))
     return result

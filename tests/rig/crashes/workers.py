@@ -10,7 +10,7 @@ import faulthandler
 import itertools
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -20,7 +20,7 @@ from campaign import Campaign
 from rig.crashes.crash import CORES, FINDINGS_MOST, Result, run
 from rig.crashes.workloads import WORKLOADS
 
-HANG_S: Final = 300
+HANG_S: Final = 900
 M_TRIM_THRESHOLD: Final = -1
 M_MMAP_THRESHOLD: Final = -3
 
@@ -40,11 +40,11 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
-def one(seed: str, images: int, workload: str, kept: Path) -> Result:
+def one(seed: str, images: int, workload: str, kept: Path, every: int) -> Result:
     """In a worker."""
     faulthandler.dump_traceback_later(HANG_S, exit=True)
     try:
-        return run(seed, images, [workload], kept=kept)
+        return run(seed, images, [workload], kept=kept, every=every)
     finally:
         faulthandler.cancel_dump_traceback_later()
 
@@ -56,9 +56,10 @@ def turns(campaign: Campaign) -> Iterator[tuple[str, str]]:
             yield f"{campaign.seed}.{number}", name
 
 
-def share_out(campaign: Campaign, images: int, each: int, kept: Path) -> Result:
+def share_out(campaign: Campaign, images: int, each: int, kept: Path, every: Mapping[str, int]) -> Result:
     """Crash all workloads, about `each` images at a time, with ever new seeds, until there are so many distinct ones or
-    the campaign's time is up; every workload at least once."""
+    the campaign's time is up; every workload at least once. The first time takes all images that are enumerated at
+    every tick, of workloads in `every`, at depths below what it says."""
     result = Result()
     tasks = turns(campaign)
     workers = len(CORES) or os.cpu_count() or 1
@@ -73,7 +74,8 @@ def share_out(campaign: Campaign, images: int, each: int, kept: Path) -> Result:
             enough = len(result.images) >= images or campaign.left <= 0 or len(result.findings) >= FINDINGS_MOST
             while len(busy) < 2 * workers and (begun < len(WORKLOADS) or not enough):
                 seed, name = next(tasks)
-                busy.add(pool.submit(one, seed, each, name, kept))
+                first = begun < len(WORKLOADS)
+                busy.add(pool.submit(one, seed, each, name, kept, every.get(name, 0) if first else 0))
                 begun += 1
             if not busy:
                 return result
