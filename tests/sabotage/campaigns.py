@@ -13,8 +13,7 @@ import pytest
 
 from rig.crashes import crash
 from rig.crashes.workloads import WORKLOADS
-from rig.damage.crew import Crew
-from rig.damage.seeds import make_seeds, save
+from rig.damage.crew import damage
 from rig.faults import trial as fault_trial
 from rig.faults.workloads import templates
 from rig.histories.rounds import run_rounds
@@ -61,8 +60,5 @@ def test_histories(tmp_path: Path) -> None:
 @pytest.mark.unproved
 def test_damaged_files(tmp_path: Path) -> None:
     """tests/stress/test_corrupt.py: some mutants."""
-    place = tmp_path / "seeds"
-    save(make_seeds(tmp_path, 0), place)
-    with Crew(place, 0, tmp_path) as crew:
-        crew.run(0, 1000, lambda: not crew.findings)
-    assert not crew.findings, crew.findings[0]
+    figures = damage(tmp_path, 0, 1000, lambda: True, findings_most=1)
+    assert not figures.findings, figures.findings[0]

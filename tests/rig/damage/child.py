@@ -10,6 +10,7 @@ of this process.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import json
@@ -25,6 +26,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from rig.damage import seeds
 from rig.damage.judge import Finding, Trial
@@ -43,6 +46,7 @@ class Child:
         self.campaign = campaign
         self.kinds: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
+        self.mutants: list[int] = []
         self.complaints: list[str] = []
         self.slowest = (0.0, -1)
         with (folder / "trial").open("r+b") as file:
@@ -58,9 +62,11 @@ class Child:
     def run(self, trial: int) -> None:
         """One trial."""
         self.progress[:] = struct.pack("<Q", trial)
+        forget_peak()
         begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         rng = self.campaign.rng(trial)
         damage, mutant = self.campaign.mutant(trial, rng)
+        self.mutants.append(xxhash.xxh3_64_intdigest(mutant.data))
         self.kinds[f"{mutant.kind}, sealed" if mutant.sealed else mutant.kind] += 1
         try:
             Trial(damage, mutant, self.folder / "mutant.db", rng, self.outcomes).run()
@@ -80,6 +86,12 @@ class Child:
     @staticmethod
     def say(**what: object) -> None:
         print(json.dumps(what), flush=True)
+
+
+def forget_peak() -> None:
+    """Have the peak of resident memory begin anew, where Linux lets us."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def again(seeds_path: str, number: str, trial: str) -> None:
@@ -112,9 +124,11 @@ def main() -> None:
         begin, end = map(int, line.split())
         for trial in range(begin, end):
             child.run(trial)
-        child.say(done=end, kinds=child.kinds, outcomes=child.outcomes, slowest=child.slowest)
-        child.kinds.clear()
-        child.outcomes.clear()
+        child.say(
+            done=end, mutants=child.mutants, kinds=child.kinds, outcomes=child.outcomes, slowest=child.slowest
+        )
+        for counted in (child.mutants, child.kinds, child.outcomes):
+            counted.clear()
 
 
 if __name__ == "__main__":

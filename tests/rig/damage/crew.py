@@ -1,4 +1,7 @@
-"""The parent of processes that try mutants: gives them trials, sees that they live and go on, gathers what they say."""
+"""The parent of processes that try mutants: gives them trials, sees that they live and go on, gathers what they say.
+
+`damage` has generation after generation of seeds damaged, each until all that is systematic is done.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from rig.damage.mutations import Campaign
+from rig.damage.seeds import make_seeds, save
 
 CHILD = Path(__file__).with_name("child.py")
 BATCH = 100
 SILENCE_S = 60.0
 """A child that is at one trial for so long hangs."""
+FINDINGS_MOST = 20
+GENERATIONS_MOST = 1000
+"""Of one campaign's seed; some 80,000 mutants each."""
 DATA_BYTES = 2 << 30
 """What a child may have of memory of its own, maps of files not counted."""
 
@@ -75,18 +86,27 @@ class Hand:
         self.popen.wait()
 
 
-class Crew:
-    """`count` children; `run` has them try trials and fills `findings`, `kinds` and `outcomes`."""
+@dataclass
+class Figures:
+    """What was reached: each mutant by the hash of its bytes, so that none counts twice; and what was found."""
 
-    def __init__(self, seeds: Path, number: int, folder: Path, count: int = 2) -> None:
+    mutants: set[int] = field(default_factory=set)
+    trials: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    slowest: tuple[float, int] = (0.0, -1)
+    findings: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Crew:
+    """`count` children that try mutants of the `seeds` in a file; `run` has them try, and adds to `figures`."""
+
+    def __init__(self, seeds: Path, number: int, folder: Path, figures: Figures, count: int = 2) -> None:
         self.seeds = seeds
         self.number = number
         self.folder = folder
+        self.figures = figures
         self.selector = selectors.DefaultSelector()
-        self.findings: list[dict[str, Any]] = []
-        self.kinds: Counter[str] = Counter()
-        self.outcomes: Counter[str] = Counter()
-        self.slowest = (0.0, -1)
         self.hands = [Hand(self, i) for i in range(count)]
 
     def __enter__(self) -> Self:
@@ -97,19 +117,19 @@ class Crew:
             hand.finish()
         self.selector.close()
 
-    def run(self, begin: int, end: int, may_go_on: Any = lambda: True) -> int:
-        """Try the mutants of [begin, end), as long as `may_go_on()`; how many were given out."""
-        self.next, self.stop, self.may_go_on = begin, end, may_go_on
+    def run(self, begin: int, end: int, may_go_on: Callable[[], bool]) -> None:
+        """Try the mutants of [begin, end), as long as `may_go_on()`."""
+        following = begin
         idle = set(self.hands)
         while True:
             for hand in [*idle]:
-                if self.next < self.stop and may_go_on():
-                    last = min(self.next + BATCH, self.stop)
-                    hand.give(self.next, last)
-                    self.next = last
+                if following < end and may_go_on():
+                    last = min(following + BATCH, end)
+                    hand.give(following, last)
+                    following = last
                     idle.discard(hand)
             if len(idle) == len(self.hands):
-                return self.next - begin
+                return
             for key, _ in self.selector.select(1.0):
                 if self.hear(key.data):
                     idle.add(key.data)
@@ -129,13 +149,16 @@ class Crew:
 
     def take(self, hand: Hand, said: dict[str, Any]) -> bool:
         """One thing that a child said; whether its batch is done."""
+        figures = self.figures
         if "finding" in said:
-            self.findings.append(said)
+            figures.findings.append({"seeds": str(self.seeds), **said})
         if "done" not in said:
             return False
-        self.kinds.update(said["kinds"])
-        self.outcomes.update(said["outcomes"])
-        self.slowest = max(self.slowest, tuple(said["slowest"]))
+        figures.mutants.update(said["mutants"])
+        figures.trials += hand.end - hand.begin
+        figures.kinds.update(said["kinds"])
+        figures.outcomes.update(said["outcomes"])
+        figures.slowest = max(figures.slowest, tuple(said["slowest"]))
         hand.begin = hand.end
         return True
 
@@ -148,7 +171,30 @@ class Crew:
             hand.popen.kill()
         code = hand.popen.wait()
         text = f"the process {how} ({code}):\n{hand.errors.read_text()[-3000:]}"
-        self.findings.append({"finding": text, "trial": trial})
+        self.figures.findings.append({"seeds": str(self.seeds), "finding": text, "trial": trial})
         self.selector.unregister(hand.popen.stdout)
         hand.start()
         hand.give(trial + 1, hand.end)
+
+
+def damage(
+    folder: Path, number: int, count: int, may_go_on: Callable[[], bool], findings_most: int = FINDINGS_MOST
+) -> Figures:
+    """Try so many different mutants, as long as `may_go_on()` and little is found."""
+    figures = Figures()
+
+    def goes_on() -> bool:
+        return len(figures.mutants) < count and len(figures.findings) < findings_most and may_go_on()
+
+    generation = number * GENERATIONS_MOST
+    while goes_on():
+        seeds = make_seeds(folder, generation)
+        place = folder / f"seeds {generation}"
+        save(seeds, place)
+        trials = Campaign(seeds, generation).count
+        with Crew(place, generation, folder, figures) as crew:
+            crew.run(0, trials, goes_on)
+        if not any(finding["seeds"] == str(place) for finding in figures.findings):
+            place.unlink()
+        generation += 1
+    return figures

@@ -2,6 +2,8 @@
 
 `Damage(seed).mutant(rng)` is one of all the kinds; `systematic()` has what is to be done to every page, byte and
 boundary once. A mutant that is not `sealed` has only changes that a sum, or the file's end, gives away.
+
+I1. Each mutant differs from its seed.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from format_reader import PAGE
 from rig.damage.anatomy import Anatomy, Field, Pointer, Region
@@ -75,23 +78,41 @@ class Damage:
 
     def systematic(self) -> list[tuple[str, int]]:
         """(kind, number) of all that is to be done once to everything; `systematically` makes it."""
-        todo = [(kind, page) for page in range(self.pages) for kind in self.BY_PAGE]
+        todo = [(kind, page) for page in range(self.pages) for kind in self.BY_PAGE if self.can(kind, page)]
+        todo += [("page of before", page) for page in range(self.pages) for _ in self.before(page)[1:]]
         for region in self.anatomy.regions:
             if region.kind in ("superblock", "manifest", "bitmap"):
                 dense = SECTOR if region.kind == "superblock" else PAGE if region.kind == "manifest" else 0
                 todo += [("flip", at) for at in range(region.start, region.end) if at % PAGE < dense or not at % 61]
-        todo += [("cut", sector * SECTOR + d) for sector in range(len(self.seed.data) // SECTOR) for d in (-1, 0, 1)]
-        return todo
+        size = len(self.seed.data)
+        return todo + [("cut", at + d) for at in range(0, size + 1, SECTOR) for d in (-1, 0, 1) if 0 <= at + d < size]
 
     def systematically(self, kind: str, number: int, rng: random.Random) -> Mutant:
         """One of `systematic()`."""
         if kind == "flip":
             return self.flip(rng, number)
         if kind == "cut":
-            return Mutant("cut", f"to {number} bytes", self.seed.data[: max(0, number)])
-        return self.page_by(kind, number, rng)
+            return Mutant("cut", f"to {number} bytes", self.seed.data[:number])
+        while (made := self.page_by(kind, number, rng)).data == self.seed.data:
+            pass
+        return made
 
     BY_PAGE = ("page zeroed", "page of noise", "pages swapped", "page of before", "page of another", "page elsewhere")
+
+    def page(self, number: int) -> bytes:
+        """What stands there."""
+        return self.seed.data[number * PAGE : (number + 1) * PAGE]
+
+    def before(self, page: int) -> list[bytes]:
+        """What stood there before, each once, where that was something else."""
+        olds = {old[page * PAGE : (page + 1) * PAGE] for old in self.seed.older}
+        return sorted(olds - {b"", self.page(page)})
+
+    def can(self, kind: str, page: int) -> bool:
+        """Whether that makes another page of it."""
+        if kind == "page zeroed":
+            return any(self.page(page))
+        return kind != "page of before" or bool(self.before(page))
 
     def page_by(self, kind: str, page: int, rng: random.Random) -> Mutant:
         """One page that is not what was written."""
@@ -102,7 +123,7 @@ class Damage:
         elif kind == "page of noise":
             new = rng.randbytes(PAGE)
         elif kind == "page of before":
-            new = self.seed.older[at : at + PAGE]
+            new = rng.choice(self.before(page))
         elif kind == "page of another":
             other = rng.choice(self.others).data
             there = rng.randrange(len(other) // PAGE) * PAGE if rng.random() < 0.5 else at
@@ -239,13 +260,16 @@ class Damage:
 
     def mutant(self, rng: random.Random) -> Mutant:
         """One of what is done by chance."""
+        while (made := self.drawn(rng)) is None or made.data == self.seed.data:
+            pass
+        return made
+
+    def drawn(self, rng: random.Random) -> Mutant | None:
         draw = rng.random()
         for share, make in self.SHARES:
             draw -= share
             if draw < 0:
-                made = make(self, rng)
-                if made is not None:
-                    return made
+                return make(self, rng)
         return self.set_fields(rng)
 
     SHARES: tuple[tuple[float, Callable[[Damage, random.Random], Mutant | None]], ...] = (
@@ -254,18 +278,24 @@ class Damage:
 
 
 class Campaign:
-    """The mutants of all seeds by number: every other one systematic, in an order of its own, the rest by chance."""
+    """The mutants of some seeds by number. Every other one is systematic, the kinds in turn, until all is done once;
+    the rest by chance."""
 
     def __init__(self, seeds: list[Seed], number: int) -> None:
         self.number = number
         self.damages = [Damage(seed, seeds) for seed in seeds]
-        self.systematic: dict[str, list[tuple[Damage, int]]] = {}
+        kinds: dict[str, list[tuple[Damage, str, int]]] = {}
         for damage in self.damages:
             for kind, place in damage.systematic():
-                self.systematic.setdefault(kind, []).append((damage, place))
-        for todo in self.systematic.values():
+                kinds.setdefault(kind, []).append((damage, kind, place))
+        for todo in kinds.values():
             random.Random(number).shuffle(todo)
-        self.kinds = list(self.systematic)
+        self.systematic = [one for turn in zip_longest(*kinds.values()) for one in turn if one is not None]
+
+    @property
+    def count(self) -> int:
+        """So many trials, and all that is systematic is done, with as much by chance."""
+        return 2 * len(self.systematic)
 
     def rng(self, trial: int) -> random.Random:
         """The chance of one trial: the same whoever asks."""
@@ -273,11 +303,9 @@ class Campaign:
 
     def mutant(self, trial: int, rng: random.Random) -> tuple[Damage, Mutant]:
         """The mutant of one trial."""
-        if trial % 2 == 0:
-            turn, which = divmod(trial // 2, len(self.kinds))
-            todo = self.systematic[self.kinds[which]]
-            damage, place = todo[turn % len(todo)]
-            return damage, damage.systematically(self.kinds[which], place, rng)
-        damage = rng.choice(self.damages)
-        return damage, damage.mutant(rng)
-
+        turn, by_chance = divmod(trial, 2)
+        if by_chance or turn >= len(self.systematic):
+            damage = rng.choice(self.damages)
+            return damage, damage.mutant(rng)
+        damage, kind, place = self.systematic[turn]
+        return damage, damage.systematically(kind, place, rng)

@@ -43,8 +43,8 @@ class Seed:
 
     name: str
     data: bytes
-    older: bytes
-    """The same file some installs before."""
+    older: list[bytes]
+    """The same file at moments before."""
     states: list[Pairs]
     segments: list[Segment]
     """Newest first."""
@@ -63,7 +63,7 @@ class Workshop:
         self.path = path
         self.rng = random.Random(seed)
         self.keep: Pairs = {}
-        self.older = b""
+        self.older: list[bytes] = []
         self.db = mmlsm.Database(
             path, Settings(**{"durability": "full", "auto_merge": False, "leaf_bytes": 4096, **settings})
         )
@@ -81,7 +81,13 @@ class Workshop:
     def run(self, items: dict[bytes, bytes | None]) -> None:
         """One run of these, in a segment of its own."""
         self.put(items)
+        self.remember()
         self.db._engine.flush()
+        self.remember()
+
+    def remember(self) -> None:
+        """The file as it is now is one of its older selves."""
+        self.older.append(self.image())
 
     def image(self) -> bytes:
         """The file as a kill would leave it now."""
@@ -108,36 +114,36 @@ def workshop(folder: Path, name: str, seed: int, **settings: Any):
         made.db.close()
 
 
-def empty(folder: Path, seed: int) -> tuple[bytes, bytes, Pairs]:
+def empty(folder: Path, seed: int) -> tuple[bytes, list[bytes], Pairs]:
     with workshop(folder, "empty", seed) as made:
-        older = made.image()
-    return made.path.read_bytes(), older, {}
+        made.remember()
+    return made.path.read_bytes(), made.older, {}
 
 
-def tiny_nodes(folder: Path, seed: int) -> tuple[bytes, bytes, Pairs]:
+def tiny_nodes(folder: Path, seed: int) -> tuple[bytes, list[bytes], Pairs]:
     """Deep trees: a bottom and two runs above it, closed."""
     with workshop(folder, "tiny nodes", seed, **TINY) as made:
         made.run(made.small(40))
         made.db.compact()
-        older = made.image()
+        made.remember()
         made.run(made.small(22))
         made.run(made.small(16, 100, 300))
-    return made.path.read_bytes(), older, made.keep
+    return made.path.read_bytes(), made.older, made.keep
 
 
-def plain(folder: Path, seed: int) -> tuple[bytes, bytes, Pairs]:
+def plain(folder: Path, seed: int) -> tuple[bytes, list[bytes], Pairs]:
     """Pages as they are by default, several runs with filters and tombstones."""
     with workshop(folder, "plain", seed, leaf_bytes=8192) as made:
         made.run(made.small(300))
         made.db.compact()
         made.run(made.small(200))
-        older = made.image()
+        made.remember()
         made.run(made.small(150))
         made.run(made.small(30, 150, 250))
-    return made.path.read_bytes(), older, made.keep
+    return made.path.read_bytes(), made.older, made.keep
 
 
-def long_keys(folder: Path, seed: int) -> tuple[bytes, bytes, Pairs]:
+def long_keys(folder: Path, seed: int) -> tuple[bytes, list[bytes], Pairs]:
     """Keys and values in extents, separators that refer to them, long common prefixes."""
     with workshop(folder, "long keys", seed, **TINY) as made:
         rng = made.rng
@@ -151,64 +157,66 @@ def long_keys(folder: Path, seed: int) -> tuple[bytes, bytes, Pairs]:
 
         made.run(items(14))
         made.db.compact()
-        older = made.image()
+        made.remember()
         made.run(items(10))
-    return made.path.read_bytes(), older, made.keep
+    return made.path.read_bytes(), made.older, made.keep
 
 
-def chunks(folder: Path, seed: int) -> tuple[bytes, bytes, Pairs]:
+def chunks(folder: Path, seed: int) -> tuple[bytes, list[bytes], Pairs]:
     """Values above 64 KiB, whose chunks have sums of their own."""
     with workshop(folder, "chunks", seed) as made:
         made.run({b"a": made.rng.randbytes(66_000), b"b": b"small", b"c": made.rng.randbytes(10_000)})
-        older = made.image()
+        made.remember()
         made.run({b"d": made.rng.randbytes(131_073), b"b": b"other", b"c": None})
-    return made.path.read_bytes(), older, made.keep
+    return made.path.read_bytes(), made.older, made.keep
 
 
-def killed(folder: Path, seed: int) -> tuple[bytes, bytes, Pairs]:
+def killed(folder: Path, seed: int) -> tuple[bytes, list[bytes], Pairs]:
     """A log of two extents with commits that no segment has, and a value that was put as a stream."""
     with workshop(folder, "killed", seed, **TINY) as made:
         made.run(made.small(20))
-        older = made.image()
+        made.remember()
         made.put(made.small(5))
         stream = made.rng.randbytes(65_600)
         made.db.put(b"stream", io.BytesIO(stream))
         made.keep[b"stream"] = stream
         for i in range(14):
             made.put({**made.small(3), b"fill %d" % (i % 4): made.rng.randbytes(made.rng.choice([100, 3000, 9000]))})
+            made.remember()
         data, keep = made.image(), dict(made.keep)
-    return data, older, keep
+    return data, made.older, keep
 
 
-def first_log(folder: Path, seed: int) -> tuple[bytes, bytes, Pairs]:
+def first_log(folder: Path, seed: int) -> tuple[bytes, list[bytes], Pairs]:
     """Killed before the first flush: there is no manifest."""
     with workshop(folder, "first log", seed) as made:
-        older = made.image()
+        made.remember()
         for _ in range(5):
             made.put(made.small(6))
+            made.remember()
         data, keep = made.image(), dict(made.keep)
-    return data, older, keep
+    return data, made.older, keep
 
 
-def retired(folder: Path, seed: int) -> tuple[bytes, bytes, Pairs]:
+def retired(folder: Path, seed: int) -> tuple[bytes, list[bytes], Pairs]:
     """Killed while a snapshot held an older version: the manifest has retired extents."""
     with workshop(folder, "retired", seed, **TINY) as made:
         made.run(made.small(24))
         made.run(made.small(12))
-        older = made.image()
+        made.remember()
         with made.db.snapshot():
             made.db.compact()
             made.run(made.small(6))
             data, keep = made.image(), dict(made.keep)
-    return data, older, keep
+    return data, made.older, keep
 
 
-def draining(folder: Path, seed: int) -> tuple[bytes, bytes, Pairs]:
+def draining(folder: Path, seed: int) -> tuple[bytes, list[bytes], Pairs]:
     """Killed between two slices of a merge into the bottom: a run that drains, and a rotation key."""
     with workshop(folder, "draining", seed, **TINY, slice_bytes=1) as made:
         made.run(made.small(30))
         made.db.compact()
-        older = made.image()
+        made.remember()
         made.run(made.small(30))
         made.run(made.small(16))
         engine = made.db._engine
@@ -220,15 +228,15 @@ def draining(folder: Path, seed: int) -> tuple[bytes, bytes, Pairs]:
         ids = tuple(segment.record.id for segment in store.state.version.segments[:2])
         jobs.drain(store.state.version, Drain(ids), NOTHING)
         data, keep = made.image(), dict(made.keep)
-    return data, older, keep
+    return data, made.older, keep
 
 
-MAKERS: list[Callable[[Path, int], tuple[bytes, bytes, Pairs]]] = [
+MAKERS: list[Callable[[Path, int], tuple[bytes, list[bytes], Pairs]]] = [
     empty, tiny_nodes, plain, long_keys, chunks, killed, first_log, retired, draining,
 ]  # fmt: skip
 
 
-def make_seed(maker: Callable[[Path, int], tuple[bytes, bytes, Pairs]], folder: Path, number: int) -> Seed:
+def make_seed(maker: Callable[[Path, int], tuple[bytes, list[bytes], Pairs]], folder: Path, number: int) -> Seed:
     data, older, keep = maker(folder, number)
     path = folder / "seed.db"
     path.write_bytes(data)
