@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,21 @@ def tasks(counts: dict[str, dict[str, int]], seed: int) -> Iterator[Task]:
             number += 1
 
 
+def every_site(counts: dict[str, dict[str, int]], seed: int) -> Iterator[Task]:
+    """Each kind at each call of each workload, once and for ever: one trial of each, in any order."""
+    sites = [
+        {"workload": name, "method": method, "call": call, "kind": kind, "ever": ever}
+        for name, calls in counts.items()
+        for method, count in calls.items()
+        for call in range(1, count + 1)
+        for kind in kinds_of(method)
+        for ever in (False, True)
+    ]
+    random.Random(seed).shuffle(sites)
+    for number, site in enumerate(sites):
+        yield {"number": number, **site}
+
+
 def weight_of(calls: int) -> int:
     """How often a method that is called so often has its turn in a round."""
     return 1 if calls <= 10 else 2 if calls <= 60 else 4
@@ -107,14 +123,20 @@ class Findings(AssertionError):
     """What trials found."""
 
 
-def run(folder: Path, seed: int, numbers: Iterable[int], findings_most: int = 5) -> dict[str, Any]:
-    """Do as many trials as there are numbers; figures of what was injected. Findings when there are any."""
+def run(
+    folder: Path, seed: int, numbers: Iterable[int], *, every: bool = False, findings_most: int = 5
+) -> dict[str, Any]:
+    """Do as many trials as there are numbers, first of all one of each site with `every`; figures of what was injected.
+    Findings when there are any."""
     totals: Counter[str] = Counter()
     by_method: Counter[str] = Counter()
     by_kind: Counter[str] = Counter()
     findings: list[str] = []
     with servers(folder) as (made, counts):
-        lock, plan, going = threading.Lock(), tasks(counts, seed), iter(numbers)
+        lock, going, plan = threading.Lock(), iter(numbers), tasks(counts, seed)
+        sites = list(every_site(counts, seed))
+        if every:
+            plan = chain(sites, plan)
 
         def next_task() -> Task | None:
             with lock:
@@ -147,4 +169,4 @@ def run(folder: Path, seed: int, numbers: Iterable[int], findings_most: int = 5)
             thread.join()
     if findings:
         raise Findings("\n\n".join(finding for finding in findings if finding))
-    return {**totals, "by_method": dict(by_method), "by_kind": dict(by_kind)}
+    return {**totals, "sites": len(sites), "by_method": dict(by_method), "by_kind": dict(by_kind)}

@@ -27,6 +27,7 @@ import proof
 from commit_rig import eventually
 from mmlsm import handle
 from mmlsm.file import SYSTEM, System
+from mmlsm.limits import LARGE_VALUE_BYTES
 from mmlsm.settings import Settings
 from mmlsm.write import merger, pressure, writer
 from rig.faults.ledger import REFUSALS, Ledger
@@ -133,9 +134,19 @@ class Trial:
         try:
             self.ledger.check(db, returned, returned)
         except mmlsm.CorruptionError:
-            # Only a large value that no sync had covered may be lost under the handle, and then that is said.
             assert lost, "what is there cannot be read"
-            assert self.ledger.durable < returned, "durable data cannot be read"
+            self.check_each(db, returned)
+
+    def check_each(self, db: Any, returned: int) -> None:
+        """Only a large value that no sync had covered may be lost under the handle, and then that is said."""
+        ledger = self.ledger
+        uncovered = {key for number in range(ledger.durable + 1, returned + 1) for key in ledger.batch(number)}
+        for key, value in ledger.at(returned).items():
+            try:
+                assert db.get(key) == value, f"{key[:20]!r} has another value"
+            except mmlsm.CorruptionError:
+                assert key in uncovered, f"{key[:20]!r} is durable, and cannot be read"
+                assert len(value) >= LARGE_VALUE_BYTES, f"{key[:20]!r} is in the log, and cannot be read"
 
     def check_told(self, db: Any) -> None:
         """What keeps a thread from its work is in `stats()`; or, of a compaction, was told to who asked for it.
