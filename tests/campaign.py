@@ -5,8 +5,9 @@
             ...
         campaign.report(kills=number + 1)
 
-`make stress-long MINUTES=60` gives the selected campaigns that time together, each an equal share; what one reached
-stands at the end of the output and, a line of JSON for each, in the file that MMLSM_FIGURES names.
+`make stress-long MINUTES=60` gives the selected campaigns that time together. Each has an equal share of what is left,
+so what one does not use goes to those after it. What one reached stands at the end of the output and, a line of JSON
+for each, in the file that MMLSM_FIGURES names.
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from typing import Final
+
+SHARE_LEAST_S: Final = 5.0
+
+
+def share(seconds: float, campaigns: int) -> float:
+    """What the next of so many campaigns has of so many seconds that are left to all of them."""
+    return max(SHARE_LEAST_S, seconds / campaigns)
 
 
 class Campaign:

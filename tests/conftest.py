@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import pytest
 import mmlsm
 import mmlsm.memory
 import proof
-from campaign import Campaign
+from campaign import Campaign, share
 from mmlsm.cli import main as main_of_cli
 from mmlsm.settings import Settings
 
@@ -82,10 +83,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def campaign(request: pytest.FixtureRequest, mode: str) -> Campaign:
     """How long to go on and where to tell what was reached (tests/campaign.py)."""
     minutes = request.config.getoption("--minutes")
-    shares = sum(1 for item in request.session.items if item.get_closest_marker("campaign"))
-    seconds = None if minutes is None else minutes * 60 / shares
+    before = request.config.stash.setdefault(CAMPAIGNS, [])
+    if minutes is None:
+        seconds = None
+    else:
+        to_come = sum(1 for item in request.session.items if item.get_closest_marker("campaign")) - len(before)
+        seconds = share(minutes * 60 - (time.monotonic() - before[0].began if before else 0), to_come)
     made = Campaign(request.node.nodeid.split("::")[-1], request.config.getoption("--seed") or 0, seconds, mode)
-    request.config.stash.setdefault(CAMPAIGNS, []).append(made)
+    before.append(made)
     return made
 
 

@@ -31,8 +31,11 @@ from rig.kills import ext4
 INJECTED = (
     ("fdatasync", "EIO"), ("pwritev2", "EIO"), ("pwrite64", "ENOSPC"), ("ftruncate", "ENOSPC"), ("fallocate", "ENOSPC"),
     ("fdatasync", "ENOSPC"), ("pwritev2", "EOPNOTSUPP"), ("pwrite64", "EIO"), ("fallocate", "EOPNOTSUPP"),
+    ("pwrite64", "EDQUOT"), ("fdatasync", "EDQUOT"), ("fallocate", "EDQUOT"), ("pwritev2", "ENOSPC"), ("fsync", "EIO"),
+    ("pwrite64", "EINTR"), ("fdatasync", "EINTR"), ("fallocate", "EINTR"), ("ftruncate", "EIO"),
 )  # fmt: skip
-"""(system call, error) in turn. EOPNOTSUPP is no fault: there is another way then."""
+"""(system call, error) in turn. EOPNOTSUPP is no fault, there is another way then, nor EINTR, which is tried again."""
+NO_FAULTS = ("EOPNOTSUPP", "EINTR")
 LEFT_BYTES = 1 << 20
 """Space on the disk that gets full."""
 STRACE = ("strace", "-f", "-qq", "--seccomp-bpf")
@@ -70,7 +73,8 @@ def test_a_system_call_that_fails_breaks_no_promise(campaign: Campaign, tmp_path
     for number in campaign.trials(6, 10**9):
         rng = random.Random(f"{campaign.seed} {number}")
         call, error = INJECTED[number % len(INJECTED)]
-        when = f"{rng.choice([1, 2, 3, 5, 8, 13, 21])}{'+' if error == 'EOPNOTSUPP' else rng.choice(['', '', '+'])}"
+        often = {"EOPNOTSUPP": ["+"], "EINTR": ["", "+2", "+3"]}.get(error, ["", "", "+"])
+        when = f"{rng.choice([1, 2, 3, 5, 8, 13, 21])}{rng.choice(often)}"
         inject = f"{call}:error={error}:when={when}"
         path = tmp_path / f"{number}.db"
         child = run_under_strace(path, number, inject)
@@ -79,9 +83,9 @@ def test_a_system_call_that_fails_breaks_no_promise(campaign: Campaign, tmp_path
         said = json.loads(child.stdout)
         hit = "(INJECTED)" in Path(f"{path}.strace").read_text()
         injected += hit
-        if hit and said["opened"] and call in ("fdatasync", "pwritev2") and error != "EOPNOTSUPP":
+        if hit and said["opened"] and call in ("fdatasync", "pwritev2") and error not in NO_FAULTS:
             assert said["final"], what
-        if error == "EOPNOTSUPP":
+        if error in NO_FAULTS:
             assert not said["refused"], what
         try:
             check_file(path, said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import itertools
@@ -14,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -23,7 +24,7 @@ import proof
 from commit_rig import eventually, in_threads
 from mmlsm.write.worker import Worker
 from rig.lifetime.cycles import descriptors_of, held, leaks, lives
-from rig.lifetime.misuse import calls_on, handles_of, missing
+from rig.lifetime.misuse import calls_on, calls_on_stream, handles_of, missing
 from rig.lifetime.world import maps_of, of_mmlsm, open_anew, tiny
 
 LINUX = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
@@ -60,7 +61,7 @@ def test_every_call_on_handles_of_a_closed_database_says_closed(path: Path) -> N
     assert stream is not None
     transaction = db.begin(write=True)
     db.close()
-    for name, call in [*calls_on([*handles, transaction]), ("stream.read", lambda: stream.read(100_000))]:
+    for name, call in [*calls_on([*handles, transaction]), *calls_on_stream(stream)]:
         refused(name, call, mmlsm.ClosedError)
     for handle in (*handles[1:5], transaction):
         getattr(handle, "abort" if handle is transaction else "drop" if handle is handles[3] else "close")()
@@ -99,6 +100,8 @@ def test_every_call_beside_a_close_answers_or_says_closed(path: Path, seed: int)
             while not done.is_set():
                 handles = [db, *others_of(db)]
                 calls = list(calls_on(handles))
+                with contextlib.suppress(mmlsm.ClosedError):
+                    calls += () if (stream := db.open_value(b"large")) is None else calls_on_stream(stream)
                 own.shuffle(calls)
                 for _, call in calls:
                     try:
@@ -172,9 +175,11 @@ def test_in_children_forked_amid_commits_and_merges_each_call_says_so(path: Path
             handles = handles_of(db)
             writing = db.begin(write=True)
             writing.put(b"never", bytes(2 << 20))
+            stream = db.open_value(b"large")
+            assert stream is not None
 
-            def work(handles: list[Any] = handles, writing: Any = writing) -> None:
-                for name, call in [*calls_on([*handles, writing]), ("close", db.close)]:
+            def work(handles: list[Any] = handles, writing: Any = writing, stream: BinaryIO = stream) -> None:
+                for name, call in [*calls_on([*handles, writing]), *calls_on_stream(stream), ("close", db.close)]:
                     refused(name, call, mmlsm.ForkError)
                 writing.abort()
                 for handle in handles[1:5]:

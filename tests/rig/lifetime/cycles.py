@@ -86,7 +86,7 @@ def leaks(before: Held, after: Held, cycles: int) -> list[str]:
     ]
     if after.objects - before.objects > max(200, cycles // 2):
         found.append(f"objects: {before.objects} before, {after.objects} after {cycles} cycles")
-    if after.resident_bytes - before.resident_bytes > (8 << 20) + 4096 * cycles:
+    if after.resident_bytes - before.resident_bytes > (8 << 20) + 1024 * cycles:
         found.append(f"resident: {before.resident_bytes} before, {after.resident_bytes} after {cycles} cycles")
     return found
 

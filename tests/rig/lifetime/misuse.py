@@ -5,8 +5,9 @@ A new public method without a case here makes `missing` tell of it, and the test
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import mmlsm
 from mmlsm.read.cursor import Range, RangeIterator
@@ -168,3 +169,11 @@ def calls_on(handles: list[Any]) -> Iterator[tuple[str, Callable[[], object]]]:
         for name, call in CASES[type(handle)].items():
             if call is not QUIET:
                 yield f"{type(handle).__name__}.{name}", lambda call=call, handle=handle: call(handle)
+
+
+def calls_on_stream(stream: BinaryIO) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The same of a stream of a large value, of which nothing has been read; the last call has another position."""
+    yield "stream.read", lambda: stream.read(100_000)
+    yield "stream.readinto", lambda: stream.readinto(bytearray(100_000))  # type: ignore[attr-defined]
+    yield "stream.readline", lambda: stream.readline()
+    yield "stream.seek", lambda: (stream.seek(-9, io.SEEK_END), stream.tell(), stream.read())
