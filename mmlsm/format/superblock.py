@@ -262,6 +262,14 @@ def newest(slot_a: bytes, slot_b: bytes) -> tuple[Superblock, bool]:
     raise CorruptionError("both superblock slots are damaged; restore a backup", page=0)
 
 
+def order_of(generation: int) -> tuple[int, int]:
+    """The slots in the order in which a generation goes into them: that which the one before wrote last comes first.
+
+    For that write's sync may have failed, and left in the page cache alone what reads like the other slot.
+    """
+    return (generation % 2, 1 - generation % 2)
+
+
 def write_order(slot_a: bytes, slot_b: bytes) -> tuple[int, int]:
     """The slots in the order in which the next generation goes into them: the older, or the damaged one, first.
 
@@ -273,4 +281,6 @@ def write_order(slot_a: bytes, slot_b: bytes) -> tuple[int, int]:
             ages.append(decode(data, slot).generation)
         except (FormatError, CorruptionError):
             ages.append(-1)
-    return (0, 1) if ages[0] <= ages[1] else (1, 0)
+    if ages[0] == ages[1]:
+        return order_of(ages[0] + 1)
+    return (0, 1) if ages[0] < ages[1] else (1, 0)

@@ -77,7 +77,7 @@ def read_root(file: File) -> Root:
     bitmap, one page for 128 MiB."""
     slots = file.pread(0, PAGE), file.pread(PAGE, PAGE)
     superblock, agree = newest(*slots)
-    order = (0, 1) if agree else write_order(*slots)
+    order = write_order(*slots)
     if not superblock.manifest.pages:
         bits = Bitmap(limits.HEADER_PAGES)
         bits.set(0, limits.HEADER_PAGES)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from mmlsm import limits
 from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import BITMAP_PAGE_BITS, Level, Manifest, Reference, Retirement
-from mmlsm.format.superblock import LogPosition, Superblock
+from mmlsm.format.superblock import LogPosition, Superblock, order_of
 from mmlsm.locks import INSTALL, ORDER, ordered_lock
 from mmlsm.read.reader import ReadState
 from mmlsm.read.segment import Segment
@@ -174,7 +174,7 @@ class Store:
     def write_superblock(self, channel: Channel, **changes: Any) -> None:
         """Make the next generation durable in both slots (R1). REQUIRES install_lock.
 
-        Into that slot first which was older, or damaged, at open.
+        Into that slot first which was older, or damaged, at open, and from then on in turn (`order_of`).
         """
         block = replace(self.superblock, generation=self.superblock.generation + 1, **changes)
         image = block.encode()
@@ -186,7 +186,7 @@ class Store:
                 self.file.fail_at_once()
                 self.file.sync_failed(OSError(getattr(error, "errno", None) or errno.EIO, str(error)))
             raise
-        self.superblock = block
+        self.superblock, self.slot_order = block, order_of(block.generation + 1)
 
     def begin_log(self, channel: Channel, position: LogPosition, last_seq: int) -> None:
         """Name a new epoch's log durably before its first record (R6), and raise the seq ceiling."""

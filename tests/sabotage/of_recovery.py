@@ -63,9 +63,16 @@ PLANTED = (
     Sabotage(
         "newest-slot-overwritten-first", "2", "the only good slot is written first, and torn by a crash",
         "format/superblock.py",
-        "return (0, 1) if ages[0] <= ages[1] else (1, 0)",
+        "return (0, 1) if ages[0] < ages[1] else (1, 0)",
         "return (0, 1)",
         ("unit/test_superblock.py::test_the_stale_or_damaged_slot_is_written_first",),
+    ),
+    Sabotage(
+        "slots-not-in-turn", "2 7", "the slot whose sync failed is not the first that is written after it",
+        "format/superblock.py",
+        "    return (generation % 2, 1 - generation % 2)\n",
+        "    return (0, 1)\n",
+        ("unit/test_faults.py::test_a_slot_that_only_the_cache_has_and_somebody_maps_is_written_first",),
     ),
     Sabotage(
         "damaged-slot-not-mended", "2 9", "one superblock slot stays damaged, and the next damage is the end",

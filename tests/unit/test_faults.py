@@ -14,6 +14,7 @@ import mmlsm
 from commit_rig import eventually
 from mmlsm import closing
 from mmlsm.file import System, open_file
+from mmlsm.format import superblock
 from mmlsm.settings import Settings
 from mmlsm.write import merge_jobs, merger, writer
 from proof import prove
@@ -183,6 +184,44 @@ def test_a_superblock_slot_that_a_failed_sync_left_in_the_cache_alone_is_written
     with mmlsm.Database(path, Settings(), system):
         left = system.power_cut(path)
         assert left[:4096] == left[4096:8192]
+
+
+@pytest.mark.parametrize("commits", [0, 1, 2])
+def test_a_slot_that_only_the_cache_has_and_somebody_maps_is_written_first(
+    path: Path, monkeypatch: pytest.MonkeyPatch, commits: int
+) -> None:
+    """Mapped pages cannot be dropped from the cache, so the slots seem to agree when the file is opened again."""
+    system = FaultySystem()
+    db = mmlsm.Database(path, Settings(auto_merge=False), system)
+    for i in range(commits):
+        db[b"%d" % i] = b""
+        db._engine.flush()
+    system.fault = Fault("pwrite_durably", system.calls["pwrite_durably"] + 2 + (commits > 0), CACHED)
+    with contextlib.suppress(mmlsm.StorageError, mmlsm.ReadOnlyError):
+        db[b"a"] = b"1"
+        db._engine.flush()
+    assert db._engine.file.failure is not None
+    with contextlib.suppress(mmlsm.Error):
+        db.close()
+    system.heal()
+    monkeypatch.setattr(system, "drop_cached", lambda *arguments: None)
+    medium, cached = (superblocks(image) for image in (system.power_cut(path), path.read_bytes()))
+    assert cached[0] == cached[1] == max(medium)
+    assert min(medium) == max(medium) - 1
+
+    def check_other(fd: int, data: memoryview, offset: int, write: Any = system.pwrite_durably) -> int:
+        other = superblocks(system.power_cut(path))[1 - offset // 4096]
+        assert other == max(superblocks(path.read_bytes())), "the only copy of the newest is written over"
+        return int(write(fd, data, offset))
+
+    with mmlsm.Database(path, Settings(), system) as db:
+        monkeypatch.setattr(system, "pwrite_durably", check_other)
+        db[b"b"] = b"2"
+
+
+def superblocks(image: bytes) -> list[int]:
+    """The generations in the two slots."""
+    return [superblock.decode(image[at : at + 4096], at // 4096).generation for at in (0, 4096)]
 
 
 @pytest.mark.parametrize("error", [mmlsm.StorageError(errno.ENOMEM, "no map"), MemoryError()])

@@ -12,7 +12,7 @@ from mmlsm import limits
 from mmlsm.errors import CorruptionError, FormatError
 from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import Reference
-from mmlsm.format.superblock import MAGIC, LogPosition, Superblock, decode, newest, write_order
+from mmlsm.format.superblock import MAGIC, LogPosition, Superblock, decode, newest, order_of, write_order
 
 BLOCK = Superblock(
     uuid=bytes(range(16)),
@@ -199,7 +199,8 @@ def test_the_stale_or_damaged_slot_is_written_first() -> None:
     assert write_order(new, old) == (1, 0)
     assert write_order(new, b"damaged") == (1, 0)
     assert write_order(b"damaged", new) == (0, 1)
-    assert write_order(new, new) == (0, 1)
+    assert write_order(new, new) == write_order(old, old)[::-1] == order_of(BLOCK.generation)
+    assert write_order(b"damaged", b"damaged")
 
 
 @pytest.mark.parametrize(
