@@ -107,7 +107,9 @@ class Workshop:
 
 @contextmanager
 def workshop(folder: Path, name: str, seed: int, **settings: Any):
-    made = Workshop(folder / f"{name}.db", seed, **settings)
+    path = folder / f"{name}.db"
+    path.unlink(missing_ok=True)
+    made = Workshop(path, seed, **settings)
     try:
         yield made
     finally:
