@@ -42,6 +42,7 @@ from mmlsm.write.recovery import (
     Replay,
     Root,
     accept,
+    check_numbers,
     extents_in_use,
     first_image,
     read_root,
@@ -128,6 +129,7 @@ class Engine:
         self.poison_channel = poison_channel
         pinned = file.pins_elsewhere()
         retired = still_retired(root, replay, file.pages) if pinned else ()
+        check_numbers(root, replay)
         used = extents_in_use(root, replay, retired)
         self.allocator = Allocator(
             file.pages,

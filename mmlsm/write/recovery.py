@@ -216,6 +216,19 @@ def used_pages(root: Root, retired: Iterable[Retirement]) -> Bitmap:
     return used
 
 
+def check_numbers(root: Root, replay: Replay) -> None:
+    """CorruptionError where a writer would soon have no next number; no real file comes near that."""
+    block, manifest = root.superblock, root.manifest
+    counted = sum(record.data_bytes + record.entries for record in manifest.segments())
+    numbers = (block.generation, block.install, block.seq_ceiling, block.incarnation, replay.seq)
+    if max(*numbers, manifest.next_segment_id, manifest.live_bytes, counted) > limits.NUMBER_MAX // 2:
+        raise CorruptionError(
+            "a counter of the file is next to its end, so it was damaged; open it read-only, salvage it, or restore a "
+            "backup",
+            page=0,
+        )
+
+
 def extents_in_use(root: Root, replay: Replay, retired: Iterable[Retirement]) -> Bitmap:
     """What an allocator must not give away (I3). CorruptionError when two owners claim a page.
 

@@ -153,6 +153,20 @@ def test_a_number_that_leaves_no_room_for_the_next_is_damage(patient: Patient, n
             mmlsm.open(patient.path, readonly=readonly)
 
 
+@pytest.mark.parametrize(
+    "name", ["superblock.generation", "superblock.seq_ceiling", "general.next_segment", "general.live_bytes"]
+)
+@pytest.mark.parametrize("value", [1 << 62, (1 << 62) - 1, (1 << 61) + 1])
+def test_a_number_that_leaves_little_room_refuses_a_writer_alone(patient: Patient, name: str, value: int) -> None:
+    patient.set(patient.fields(name)[0], value)
+    with mmlsm.open(patient.path, readonly=True):
+        pass
+    before = patient.path.read_bytes()
+    with pytest.raises(mmlsm.CorruptionError, match=r"counter|restore a backup"):
+        mmlsm.open(patient.path)
+    assert patient.path.read_bytes()[:8192] == before[:8192]
+
+
 def test_a_parent_with_more_entries_below_it_than_a_file_can_have_is_damage(patient: Patient) -> None:
     patient.set(patient.fields("parent.entries")[0], 1 << 50)
     with opened(patient) as db, pytest.raises(mmlsm.CorruptionError, match="child out of range"):
