@@ -20,7 +20,7 @@ from campaign import Campaign
 from rig.crashes.crash import CORES, FINDINGS_MOST, Result, run
 from rig.crashes.workloads import WORKLOADS
 
-HANG_S: Final = 900
+HANG_S: Final = 600
 M_TRIM_THRESHOLD: Final = -1
 M_MMAP_THRESHOLD: Final = -3
 
