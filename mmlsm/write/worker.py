@@ -6,7 +6,6 @@ I1. `over` is true only when nothing of `work` runs any more. CPython's `join` a
 
 from __future__ import annotations
 
-import sys
 import threading
 from _thread import allocate_lock
 from typing import Any, Final
@@ -86,8 +85,18 @@ class Worker(threading.Thread):
 
     @property
     def over(self) -> bool:
-        """Whether it has ended, or never began."""
-        return self._done or self.ident is None or self.ident not in sys._current_frames()
+        """Whether it has ended, or never began. Makes nothing, so no collection may begin in it.
+
+        (`sys._current_frames` can: a finaliser that lets go of the GIL then holds a lock of CPython's, and whoever
+        asks for it next keeps the GIL and waits for ever.)
+        """
+        if self._done or self.ident is None:
+            return True
+        handle = getattr(self, "_handle", None)
+        if handle is not None:  # from 3.13 on
+            return bool(handle.is_done())
+        lock = getattr(self, "_tstate_lock", None)  # released by C where the thread ends
+        return lock is None or not lock.locked()
 
     def wait_until_over(self) -> None:
         """Back when it has ended."""

@@ -46,7 +46,6 @@ class Writer(Worker):
         self.stopping = False
         self.abandoned = False
         self.restarting: tuple[threading.Lock, int] | None = None
-        self.moving = False
         # this thread's own, read by stats() and by who waits for a flush
         self.error: Error | MemoryError | None = None
         self.fault: Exception | None = None
@@ -93,9 +92,8 @@ class Writer(Worker):
         self.restarting = done, behind
         self.wakeups.put(True)
         while not self.over and not self.stopping and self.store.file.failure is None:
-            if done.acquire(timeout=0.05) or (self.restarting is None and not self.moving):
+            if done.acquire(timeout=0.05):
                 break
-            self.wakeups.put(True)  # it was seen once to wait for ever, with the writer thread asleep
 
     def wait_until_flushed(self, ready: Callable[[], bool]) -> float:
         """Wait until `ready`; the seconds it took. The flush's error when it cannot go on: of a try from now on."""
@@ -130,11 +128,7 @@ class Writer(Worker):
             try:
                 self.sync_if_due()
                 self.flush_sealed()
-                self.moving = True
-                try:
-                    self.move_log()
-                finally:
-                    self.moving = False
+                self.move_log()
                 if self.committer is None or self.committer.failure is None:  # else it goes on being told
                     self.error = None
             except (Error, MemoryError) as error:

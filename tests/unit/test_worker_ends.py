@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,42 @@ def test_an_interval_sync_that_had_no_memory_is_done_later(path: Path, monkeypat
         assert eventually(lambda: committer.synced_seq >= seq, 20)
         assert next(failures, None) is None, "the failure was not met"
         monkeypatch.undo()
+
+
+LOOKING = """
+import faulthandler, gc, os, threading
+from mmlsm.write.worker import Worker
+faulthandler.dump_traceback_later(20, exit=True)
+
+class Cyclic:
+    def __init__(self):
+        self.me, self.fd = self, os.open("/dev/null", os.O_RDONLY)
+    def __del__(self):
+        os.close(self.fd)  # lets go of the GIL
+
+class Waiting(Worker):
+    def work(self):
+        end.wait()
+
+end, worker = threading.Event(), Waiting("waits")
+worker.start()
+gc.set_threshold(2, 1, 1)
+
+def look():
+    for _ in range(3000):
+        Cyclic()
+        assert not worker.over
+
+threads = [threading.Thread(target=look) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+end.set()
+worker.wait_until_over()
+"""
+
+
+def test_who_asks_whether_a_thread_has_ended_waits_for_no_finaliser() -> None:
+    ended = subprocess.run([sys.executable, "-c", LOOKING], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
