@@ -153,20 +153,23 @@ class Trial:
 
         With one segment the merge thread may have nothing to do any more: then it answers a compaction all the same.
         So the writer thread with nothing sealed, when what failed was the log's move to another place, which can wait:
-        then it answers a flush.
+        then commits go on, or one was told that its own write failed, and it answers a flush.
         """
+        engine = db._engine
         threads = {thread for _, thread in self.system.injected} & THREADS.keys()
         if self.work.refused:
             threads.discard("mmlsm-merge")
         for thread in threads:
             told = eventually(lambda thread=thread: getattr(db.stats(), THREADS[thread]) is not None, PATIENCE_S)
-            if not told and thread == "mmlsm-merge" and len(db._engine.store.state.version.segments) <= 1:
+            if not told and thread == "mmlsm-merge" and len(engine.store.state.version.segments) <= 1:
                 with contextlib.suppress(mmlsm.Error):
                     db.compact()
                 continue
-            if not told and thread == "mmlsm-writer" and len(db._engine.store.state.tables) == 1:
+            committer = engine.committer
+            known = committer is None or committer.failure is None or self.ledger.unknown > 0
+            if not told and thread == "mmlsm-writer" and len(engine.store.state.tables) == 1 and known:
                 with contextlib.suppress(mmlsm.Error):
-                    db._engine.flush()
+                    engine.flush()
                 continue
             assert told, f"{thread} cannot go on, and stats() does not say so"
 
