@@ -82,7 +82,7 @@ class CommitRig(LogRig):
         self.tables = (self.committer.memtable, *self.tables)
 
     def at(self, key: bytes, seq: int) -> Any:
-        """The value of `key` as of `seq`, which is registered or cannot be trimmed; None where it is absent."""
+        """The value of `key` as of `seq`, if that is below no table's `trimmed`; None where it is absent."""
         for table in self.tables:
             entry = table.lookup(key, seq)
             if entry is not None:
