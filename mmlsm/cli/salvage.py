@@ -65,6 +65,8 @@ def facts_of(report: mmlsm.SalvageReport, as_hex: bool) -> dict[str, Any]:
         "lost": [damage(one) for one in report.lost],
         "uncertain": [damage(one) for one in report.uncertain],
         "notes": report.notes,
+        "seq": report.seq,
+        "closed": report.closed,
     }
 
 
@@ -92,6 +94,11 @@ def show(report: mmlsm.SalvageReport, output: Output, out: Path) -> None:
                 ],
             )
     output.line()
+    if report.seq and not report.closed:
+        output.line(
+            f"The file was not closed, and the last commit found in it is {report.seq:,}. Damage that takes the whole "
+            "end of a log leaves no trace."
+        )
     if report.complete:
         output.line("all came out")
     else:

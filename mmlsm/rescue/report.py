@@ -31,7 +31,8 @@ class SalvageReport:
     """What came out of a damaged file.
 
     What is in neither list came out as it was: each key that is not in a range of `lost` or `uncertain` has in the new
-    database the value of the last commit that the file has, or is absent in both.
+    database the value of commit `seq`, or is absent in both. A file that is not `closed` may have had later commits:
+    damage that took all of the log behind that one leaves no trace.
     """
 
     entries: int = 0
@@ -44,6 +45,10 @@ class SalvageReport:
     """A key in these ranges may have an older value, or one that no sum proves, or be back though it was deleted."""
     notes: list[str] = field(default_factory=list)
     """Damage that cost nothing."""
+    seq: int = 0
+    """The last commit that the file has; 0 where nobody knows."""
+    closed: bool = False
+    """Whether the file was closed in good order, so that there is no later commit."""
 
     @property
     def complete(self) -> bool:

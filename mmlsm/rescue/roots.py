@@ -78,6 +78,8 @@ def find_basis(file: File, report: SalvageReport) -> Basis:
     marked = blocks or any(head.startswith(superblocks.MAGIC) for head in slots_of(file))
     if not marked and not basis.table and not any(basis.manifest.segments()):
         raise FormatError(f"{file.path} is not an mmlsm database, nor is anything of one in it")
+    report.seq = basis.seq
+    report.closed = any(block.clean for block in blocks[:1])
     return basis
 
 

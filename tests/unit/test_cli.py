@@ -265,6 +265,8 @@ def test_salvage_brings_out_what_is_sound_and_says_what_is_not(run: Run, filled:
     facts = json.loads(text)
     (loss,) = facts["lost"]
     assert (code, facts["complete"], facts["entries"], facts["uncertain"]) == (1, False, 300, [])
+    assert facts["seq"] > 0
+    assert facts["closed"]
     assert (loss["from"], loss["to"], loss["entries"]) == (b"long".hex(), b"long\0".hex(), 1)
     assert run("keys", out, "--count")[1] == "300\n"
 

@@ -194,6 +194,24 @@ def test_of_a_damaged_log_all_commits_but_the_damaged_one_come_out(
     assert report.complete
 
 
+def test_of_a_logs_end_that_is_gone_without_a_trace_the_report_says_which_commit_is_the_last(
+    path: Path, bring_out: BringOut
+) -> None:
+    states, ends = logged(path, 12)
+    sound = path.read_bytes()
+    for i in range(1, 12):
+        path.write_bytes(sound[: ends[i]] + bytes(ends[12] - ends[i]) + sound[ends[12] :])
+        found, report = bring_out(path)
+        assert (found, report.complete) == (states[i], True)
+        assert (report.seq, report.closed) == (i, False)
+    path.write_bytes(sound)
+    with mmlsm.open(path) as database:
+        database.put(b"last", b"value")
+    found, report = bring_out(path)
+    assert (report.closed, report.complete, found[b"last"]) == (True, True, b"value")
+    assert report.seq > 12
+
+
 def test_a_log_that_was_cut_off_with_the_file_is_told(path: Path, bring_out: BringOut) -> None:
     states, ends = logged(path, 12)
     sound = path.read_bytes()

@@ -74,6 +74,25 @@ class Damage:
                 break
         return 0 < lost <= told
 
+    def leaves_no_trace(self, hit: list[Region], mutant: bytes) -> bool:
+        """Whether the log is damaged, and nothing of it is left from there on that would tell it from an end.
+
+        A record, even a part of one, names its epoch and the sum of the one before it.
+        """
+        for region in self.anatomy.regions:
+            if region.owner != "log" or region not in hit:
+                continue
+            if region.kind == "record":
+                header = slice(region.start, region.start + 64)
+                old, new = self.seed.data[header], mutant[header]
+                gone = len(new) == 64 and all(old[part] != new[part] for part in self.CHAIN if any(old[part]))
+                return gone and not self.is_told(hit)
+            return False  # a part of a record whose header stands
+        return False
+
+    CHAIN = (slice(0, 8), slice(16, 24))
+    """Where the header of a log record has epoch and predecessor."""
+
     # -- systematic
 
     def systematic(self) -> list[tuple[str, int]]:
