@@ -23,7 +23,7 @@ from mmlsm.file import SYSTEM, System
 from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
 from mmlsm.read.snapshot import Held, Hold, Holders, SeqPin, Snapshot
 from mmlsm.settings import DURABILITIES, Allocation, Durability, Settings, Verify
-from mmlsm.stats import MergeStats, SegmentStats, SpaceStats, StallStats, Stats, pin_stats, trouble_of
+from mmlsm.stats import MergeStats, SegmentStats, SpaceStats, StallStats, Stats, pin_stats, told, trouble_of
 from mmlsm.write.batch import Batch, give_all_back
 from mmlsm.write.merge_jobs import levels_of
 from mmlsm.write.merge_policy import runs_bound
@@ -369,6 +369,7 @@ def gather(engine: Engine, state: ReadState | None, seq: int, held: tuple[Held, 
         stalled=stalled,
         flush_error=trouble_of(engine.writer) if writing else None,
         merge_error=trouble_of(engine.merger) if writing else None,
+        failure=told(engine.file.failure or (committer.failure if committer is not None else None)),
     )
 
 

@@ -98,7 +98,11 @@ def pin_stats(
 
 def trouble_of(thread: Writer | Merger) -> str | None:
     """What keeps the writer or merge thread from its work: a sync that failed anywhere, too."""
-    error = thread.fault or thread.error or thread.store.file.failure
+    return told(thread.fault or thread.error or thread.store.file.failure)
+
+
+def told(error: BaseException | None) -> str | None:
+    """What an error says."""
     return None if error is None else str(error) or repr(error)
 
 
@@ -198,3 +202,5 @@ class Stats:
     """What `stalls` and `stall_s` are the sums of."""
     flush_error: str | None
     merge_error: str | None
+    failure: str | None
+    """Why the handle is read-only until the database is opened again: a write of the log or a sync that failed."""

@@ -148,6 +148,7 @@ def test_a_sync_that_fails_behind_group_commits_is_told_by_stats_and_by_the_next
             db[b"a"] = b"2"
     for _ in range(3):
         assert "a sync failed" in str(db.stats().flush_error)
+        assert db.stats().failure
         with pytest.raises(mmlsm.ReadOnlyError):
             db[b"a"] = b"3"
     with pytest.raises(mmlsm.Error):

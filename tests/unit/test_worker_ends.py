@@ -56,8 +56,10 @@ def test_that_the_log_could_not_be_written_when_it_was_moved_goes_on_being_told(
         raise broken
 
     monkeypatch.setattr(committer._channel, "pwrite", fail)
+    assert db.stats().failure is None
     writer.restart_log(0)
     assert eventually(lambda: committer.failure is broken and db.stats().flush_error is not None, 20)
+    assert "planted" in (db.stats().failure or "")
     passes = []
     monkeypatch.setattr(writer, "flush_sealed", lambda: passes.append(1))
     assert eventually(lambda: (writer.wake(), len(passes) > 3)[1], 20)

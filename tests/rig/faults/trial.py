@@ -183,6 +183,7 @@ class Trial:
                 pass
             else:
                 raise AssertionError(f"commit {before + 1} has returned after an unknown fate")
+        assert db.stats().failure is not None, "nothing is written any more, and stats() does not say so"
         if db._engine.file.failure is None:
             return
         for call in (db.sync, db.compact, db._engine.flush):
@@ -205,6 +206,7 @@ class Trial:
         stats = db.stats()
         assert stats.flush_error is None, stats.flush_error
         assert stats.merge_error is None, stats.merge_error
+        assert stats.failure is None, stats.failure
         self.ledger.sync(db)
         proof.prove(db)
         engine.allocator._check()
