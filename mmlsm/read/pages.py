@@ -61,10 +61,17 @@ class Pages:
                 page=page,
                 segment=self.segment_id,
             )
-        code = self.structure_fault(m8, len(data), height)
+        code = self.structure_fault(m8, len(data), height, self.file_pages)
         if code:  # it may refer to what the file has only had since we looked
-            self.file_pages = min(self.window.pages, self.file.pages)
-            code = self.structure_fault(m8, len(data), height)
+            self.file_pages = max(self.file_pages, min(self.window.pages, self.file.pages))
+            code = self.structure_fault(m8, len(data), height, self.file_pages)
+        if code and self.structure_fault(m8, len(data), height, limits.FILE_PAGES_MAX) == 0:
+            raise CorruptionError(
+                f"page {page}: it refers to pages past the end of the file, which was cut; restore a backup, or "
+                "salvage what is sound",
+                page=page,
+                segment=self.segment_id,
+            )
         if code == 0 and m8[3] != height:
             code = 4
         if code == 0 and m8[2] > self.node_pages:
@@ -75,12 +82,17 @@ class Pages:
             self.window.verified[page] = 1
         return 0
 
-    def structure_fault(self, m8, size, height):
-        """What is wrong with the structure of a node in a file of `file_pages`, for which asking is a system call."""
+    def structure_fault(self, m8, size, height, limit):
+        """What is wrong with the structure of a node that may refer to the first `limit` pages."""
         key_max: cython.Py_ssize_t = (self.node_pages << 12) // limits.KEY_INLINE_FRACTION
         if height == 0:
-            return leaf_fault(m8, size, self.file_pages, key_max)
-        return parent_fault(m8, size, self.file_pages, key_max)
+            return leaf_fault(m8, size, limit, key_max)
+        return parent_fault(m8, size, limit, key_max)
+
+    def allow_references_past_the_end(self) -> None:
+        """Call a node sound though the file was cut before what it refers to. What is read there must not be read
+        through the map, nor noted as proved."""
+        self.file_pages = limits.FILE_PAGES_MAX
 
     def touch_anew(self, node: tuple[int, int, int], height: cython.int) -> None:
         """Prove a node (page, pages, sum) again, whatever is remembered of it."""

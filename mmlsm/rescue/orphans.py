@@ -255,6 +255,7 @@ def words_of(file: File, place: Place) -> dict[int, int]:
 def orphans_in(file: File, extents: Iterable[tuple[int, int]]) -> Iterator[Orphan]:
     """Every node in these pages that is sound by itself."""
     pages = Pages(file, file.whole_window(), "first-read", None)
+    pages.allow_references_past_the_end()
     for first, count in extents:
         for number in range(first, min(first + count, file.pages)):
             orphan = orphan_at(file, pages, number)

@@ -83,6 +83,7 @@ class Trees:
         pages = self._pages.get(segment)
         if pages is None:
             pages = self._pages[segment] = Pages(self.file, self.window, "first-read", segment)
+            pages.allow_references_past_the_end()
         try:
             if number + count > self._file_pages:
                 return f"page {number}: past the end of the file"

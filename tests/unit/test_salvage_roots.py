@@ -245,6 +245,33 @@ def test_a_file_that_was_cut(original: Original, tidy: Original, bring_out: Brin
                 judge(one.want, found, report)
 
 
+def right(want: State, found: State) -> set[bytes]:
+    return {key for key, value in found.items() if want.get(key) == value}
+
+
+def test_of_a_file_that_was_cut_comes_out_what_would_if_its_end_were_zeros(
+    original: Original, tidy: Original, bring_out: BringOut, path: Path
+) -> None:
+    """A node is not damaged by what it refers to: of a sound leaf only that value is lost which stood behind the cut."""
+    with mmlsm.Database(path, Settings(auto_merge=False)) as database:
+        database.put(b"k50 large", random.Random(1).randbytes(131_073))
+        database.update({b"k%02d" % i: b"v" for i in range(100)})
+        want = dict(database.items())
+    images = [(path.read_bytes(), want), (original.image, original.want), (tidy.image, tidy.want)]
+    more = 0
+    for image, want in images:
+        pages = len(image) // PAGE_BYTES
+        for cut in sorted({pages - 1, pages - 2, *range(4, pages, max(1, pages // 12))}):
+            path.write_bytes(image[: cut * PAGE_BYTES])
+            of_cut, report = bring_out(path)
+            judge(want, of_cut, report)
+            path.write_bytes(image[: cut * PAGE_BYTES].ljust(len(image), b"\0"))
+            of_zeros, _ = bring_out(path)
+            assert right(want, of_cut) >= right(want, of_zeros), cut
+            more += len(right(want, of_cut))
+    assert more > 500
+
+
 def test_garbage_behind_the_file_changes_nothing(original: Original, bring_out: BringOut) -> None:
     for garbage in (b"x", random.Random(1).randbytes(3 * PAGE_BYTES + 5), original.image):
         original.path.write_bytes(original.image + garbage)
