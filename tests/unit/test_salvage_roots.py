@@ -252,7 +252,7 @@ def right(want: State, found: State) -> set[bytes]:
 def test_of_a_file_that_was_cut_comes_out_what_would_if_its_end_were_zeros(
     original: Original, tidy: Original, bring_out: BringOut, path: Path
 ) -> None:
-    """A node is not damaged by what it refers to: of a sound leaf only that value is lost which stood behind the cut."""
+    """No node is damaged by what it refers to: of a sound leaf only that value is lost which stood behind the cut."""
     with mmlsm.Database(path, Settings(auto_merge=False)) as database:
         database.put(b"k50 large", random.Random(1).randbytes(131_073))
         database.update({b"k%02d" % i: b"v" for i in range(100)})
