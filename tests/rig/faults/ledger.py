@@ -97,7 +97,7 @@ class Ledger:
             with self.lock:
                 if UNKNOWN in str(error):
                     self.unknown += 1
-                elif counted and not isinstance(error, MemoryError):
+                elif counted:
                     self.attempts[number] -= 1
             raise
         with self.lock:
