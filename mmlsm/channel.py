@@ -5,7 +5,10 @@ the file's `System`.
 
 I1. Bytes are taken whole or not at all as far as the caller can tell: short writes and EINTR are gone on with.
 I2. A failed sync is final (R10): it is never retried, it sets the file's `failure`, and each sync, also one that
-    succeeds, looks at that before it acknowledges. One that ended for want of memory may have failed as well.
+    succeeds, looks at that before it acknowledges. One that ended for want of memory may have failed as well. The
+    failure is noted before any call in which a signal's handler could run and raise something else.
+I3. What a signal's handler raises is none of that, and passes as it is: the system has an errno for each refusal, and
+    a TimeoutError of a handler has none.
 """
 
 from __future__ import annotations
@@ -25,10 +28,12 @@ UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
 
 
 def refused(error: OSError | MemoryError, doing: str) -> StorageError:
-    """What the operating system would not do, with its errno."""
+    """What the operating system would not do, with its errno. Raises an error that is not the system's (I3)."""
     if isinstance(error, MemoryError):
         return StorageError(errno.ENOMEM, f"{doing}: no memory")
-    return StorageError(error.errno or errno.EIO, f"{doing}: {error.strerror or error}")
+    if error.errno is None:
+        raise error
+    return StorageError(error.errno, f"{doing}: {error.strerror or error}")
 
 
 def write_all(write: Callable[[int, memoryview, int], int], fd: int, data: Any, offset: int) -> None:
@@ -69,9 +74,15 @@ class Channel:
         if file.durable_writes:
             try:
                 write_all(self._system.pwrite_durably, self._descriptor.fd, data, offset)
-            except (OSError, MemoryError) as error:
-                if isinstance(error, MemoryError) or error.errno not in UNSUPPORTED:
-                    file.fail_at_once()
+            except MemoryError as error:
+                file.failure = file.failure or file.cut_off
+                raise file.sync_failed(error) from error
+            except OSError as error:
+                code = error.errno
+                if code is None:
+                    raise
+                if code not in UNSUPPORTED:
+                    file.failure = file.failure or file.cut_off
                     raise file.sync_failed(error) from error
                 file.durable_writes = False  # not on this kernel or file system: never asked again
             else:
@@ -85,13 +96,19 @@ class Channel:
 
         A failure is final (I2): StorageError here, ReadOnlyError for each later write or sync of any channel.
         """
-        self._file.check_writable()
+        file = self._file
+        file.check_writable()
         try:
             self._system.sync(self._descriptor.fd)
-        except (OSError, MemoryError) as error:
-            self._file.fail_at_once()
-            raise self._file.sync_failed(error) from error
-        self._file.check_failure()
+        except MemoryError as error:
+            file.failure = file.failure or file.cut_off
+            raise file.sync_failed(error) from error
+        except OSError as error:
+            if error.errno is None:
+                raise
+            file.failure = file.failure or file.cut_off
+            raise file.sync_failed(error) from error
+        file.check_failure()
 
     def close(self) -> None:
         """Give up this open. Syncs nothing."""

@@ -101,6 +101,7 @@ def leave_clean(engine: Engine) -> None:
         store.install(engine.channel, Edit(lambda levels, _: levels, log=NO_LOG, seq=committer.last_seq, clean=True))
         engine.merger.drain(block=False)
         engine.merger.reclaim()
+    store.raise_struck()
 
 
 def let_go(engine: Engine) -> None:

@@ -21,6 +21,7 @@ from mmlsm.check import Layout, Report, check_file, layout_at_rest, root_problem
 from mmlsm.errors import Error, LockTimeout, ReadOnlyError
 from mmlsm.file import File, System, open_file, open_memory
 from mmlsm.format.superblock import NO_LOG
+from mmlsm.headroom import FRAMES_LEAST, make_sure_of
 from mmlsm.locks import FairLock, new_lock
 from mmlsm.read.life import Life
 from mmlsm.read.reader import ReadState
@@ -151,6 +152,7 @@ class Engine:
                 store.write_superblock(channel)
         if replay.table is not None:
             self._flush_replayed(store, replay)
+        store.raise_struck()
         self.writer = Writer(store)
         self.merger = Merger(store, self.writer.restart_log)
         self.pressure = BackPressure(store, self.writer, self.merger, self.life)
@@ -228,6 +230,7 @@ class Engine:
                     for extent in log.extents:
                         self.allocator.give_back(extent)
                 raise
+            store.raise_struck()
             return committer
 
     def watch(self, on_state: Callable[[ReadState], None], on_publish: Callable[[int], None]) -> ReadState:
@@ -277,6 +280,7 @@ class Engine:
 
     def lock_for_writing(self, timeout: float | None) -> None:
         """Take the write lock, first come first served; LockTimeout when it is not free in time."""
+        make_sure_of(FRAMES_LEAST)  # or at the recursion limit it could be taken, and not be let go of
         self.release_dropped()
         if self.write_lock.owner == threading.get_ident():
             raise Error("this thread has a write transaction open already: end it before beginning another")

@@ -114,11 +114,6 @@ class File(abc.ABC):
                 self.failure = failure
         return failure
 
-    def fail_at_once(self) -> None:
-        """As `sync_failed`, which is to follow and tells more, and may itself fail for want of memory."""
-        if self.failure is None:
-            self.failure = self.cut_off
-
     def on_fork(self, callback: Callable[[], object]) -> None:
         """Call this in each forked child. A bound method is held weakly. It must not do I/O or take locks."""
         bound = getattr(callback, "__self__", None) is not None

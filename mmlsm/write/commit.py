@@ -11,8 +11,8 @@ I2. All log bytes before `written_end` are with the operating system, all before
     was written without sync is synced by a sync of the whole file, never skipped by a durable write behind it.
 I3. There is at most one leader. Who waits holds a gate that is opened when its commit is settled, or when there is no
     leader: then it looks again, and may lead itself. Being woken is a hint and promises nothing.
-I4. Ctrl-C at any step: a commit is wholly ordered or not at all, what a leader took is not forgotten but taken again,
-    and the leadership does not stay with a thread that left.
+I4. Ctrl-C at any step, or whatever a signal's handler raises: a commit is wholly ordered or not at all, what a leader
+    took is not forgotten but taken again, and the leadership does not stay with a thread that left.
 I5. A failed write or sync is final: what is not published is never published, each of its commits raises StorageError,
     and each later one ReadOnlyError.
 """
@@ -26,12 +26,14 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from mmlsm.errors import ClosedError, ReadOnlyError, StorageError
+from mmlsm.errors import ClosedError, Error, ReadOnlyError, StorageError
 from mmlsm.format.checksum import checksum
+from mmlsm.headroom import TRIES_MOST, Headroom
 from mmlsm.locks import FLUSH, ORDER, FairLock, Mutex, ordered_lock
 from mmlsm.settings import Durability, Settings
 from mmlsm.write.log_record import ENTRY_BYTES, HEADER_BYTES, encode_commit
 from mmlsm.write.memtable import Memtable
+from mmlsm.write.ticket import ASKING, FAILED, FULL, MODES, OFF, SETTLED, WAITING, Ticket, wake
 
 if TYPE_CHECKING:
     from mmlsm.file import File
@@ -50,24 +52,7 @@ RECORD_BYTES: Final = HEADER_BYTES + ENTRY_BYTES + 4
 LOOK_S: Final = 1.0
 """Who waits looks at least so often whether somebody leads: one who left for want of memory may have told nobody."""
 
-OFF, GROUP, FULL, ASKING = range(4)
-MODES: Final[dict[Durability, int]] = {"off": OFF, "group": GROUP, "full": FULL}
-WAITING, SETTLED, FAILED = range(3)
-
 _ident = threading.get_ident
-
-
-class Ticket:
-    """One commit on its way, or one thread that asks for everything before `end` to be written (ASKING)."""
-
-    __slots__ = ("end", "gate", "mode", "seq", "state")
-
-    def __init__(self, seq: int, mode: int) -> None:
-        self.seq = seq
-        self.mode = mode
-        self.end = 0
-        self.state = WAITING
-        self.gate: threading.Lock | None = None
 
 
 class Committer:
@@ -161,7 +146,8 @@ class Committer:
         finally:
             while lock.owner == me:
                 try:
-                    lock.release()
+                    with Headroom(interrupted):
+                        lock.release()
                 except BaseException as error:
                     interrupted = error
         if interrupted is not None:
@@ -185,18 +171,23 @@ class Committer:
             try:
                 self._enter(ticket, items, payload, payload_sum, seen)
             except BaseException as first:
+                tries = 0
                 while True:
                     try:
-                        self._enter(ticket, items, payload, payload_sum, seen)
+                        with Headroom(first):
+                            self._enter(ticket, items, payload, payload_sum, seen)
                     except Exception as error:
-                        # Half in the log, half in memory, and it cannot be mended: nothing after it can be right.
-                        self.failure = error
-                        self._settle()
-                        raise
+                        tries += 1
+                        if tries > TRIES_MOST:
+                            # Half in the log, half in memory, and it cannot be mended: nothing after it can be right.
+                            self.failure = error
+                            self._settle()
+                            raise
+                        continue
                     except BaseException:
                         continue
                     break
-                if not isinstance(first, Exception):
+                if not isinstance(first, MemoryError):
                     raise
             return ticket
 
@@ -273,12 +264,14 @@ class Committer:
         except BaseException:
             if self._leader is ticket:
                 self._leader = None  # at once, for the rest may fail for want of memory
+            struck: BaseException | None = None
             while True:
                 try:
-                    self._leave(ticket)
+                    with Headroom(struck):
+                        self._leave(ticket)
                     break
-                except (KeyboardInterrupt, MemoryError):
-                    continue
+                except BaseException as error:
+                    struck = error
             raise
         if ticket.state == FAILED:
             raise self._unknown_fate() from self.failure
@@ -294,12 +287,14 @@ class Committer:
         except BaseException:
             if self._leader is ticket:
                 self._leader = None  # at once, for the rest may fail for want of memory
+            struck: BaseException | None = None
             while True:
                 try:
-                    self._leave(ticket)
+                    with Headroom(struck):
+                        self._leave(ticket)
                     break
-                except (KeyboardInterrupt, MemoryError):
-                    continue
+                except BaseException as error:
+                    struck = error
             raise
 
     def _leave(self, ticket: Ticket) -> None:
@@ -327,7 +322,7 @@ class Committer:
                 write(offset, data)
             if sync_after:
                 self._channel.sync()
-        except Exception as error:
+        except (Error, MemoryError) as error:  # else it is none of the system's: what was taken is taken again (I4)
             failure = error
         with self.order_lock:
             if failure is None:
@@ -371,7 +366,7 @@ class Committer:
                     return self.synced_seq
             try:
                 self._sync_channel.sync()
-            except Exception as error:
+            except (Error, MemoryError) as error:
                 with self.order_lock:
                     if self.failure is None:
                         self.failure = error
@@ -410,17 +405,17 @@ class Committer:
                 ticket.state = SETTLED
             else:
                 break
-            _wake(ticket)
+            wake(ticket)
             pending.popleft()
         for ticket in list(self._asking):
             if failed or ticket.end <= self.written_end:
                 ticket.state = FAILED if failed else SETTLED
-                _wake(ticket)
+                wake(ticket)
                 self._asking.remove(ticket)
         if self._leader is None:
             for ticket in chain(self._asking, pending):
                 if ticket.gate is not None:
-                    _wake(ticket)
+                    wake(ticket)
                     break
 
     def refusal(self) -> Exception:
@@ -436,12 +431,3 @@ class Committer:
             f"the commit could not be written or synced ({self.failure}); whether it survives is unknown until the "
             "database is reopened, and it is read-only until then",
         )
-
-
-def _wake(ticket: Ticket) -> None:
-    """Open the ticket's gate, if it waits. Opened twice, after Ctrl-C in between, it is as open as once."""
-    gate = ticket.gate
-    if gate is not None:
-        if gate.locked():
-            gate.release()
-        ticket.gate = None

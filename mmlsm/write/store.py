@@ -20,9 +20,11 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from mmlsm import limits
+from mmlsm.errors import Error
 from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import BITMAP_PAGE_BITS, Level, Manifest, Reference, Retirement
 from mmlsm.format.superblock import LogPosition, Superblock, order_of
+from mmlsm.headroom import TRIES_MOST, Headroom
 from mmlsm.locks import INSTALL, ORDER, ordered_lock
 from mmlsm.read.reader import ReadState
 from mmlsm.read.segment import Segment
@@ -114,6 +116,8 @@ class Store:
         """When each version that is still held was made, for `stats()`."""
         self.installs = 0
         self.bytes_installed = 0
+        self.struck: BaseException | None = None
+        """What waits to be let out (`raise_struck`)."""
         # guarded by order_lock
         self.log: LogWriter | None = None
         """Once there are commits."""
@@ -174,19 +178,39 @@ class Store:
     def write_superblock(self, channel: Channel, **changes: Any) -> None:
         """Make the next generation durable in both slots (R1). REQUIRES install_lock.
 
-        Into that slot first which was older, or damaged, at open, and from then on in turn (`order_of`).
+        Into that slot first which was older, or damaged, at open, and from then on in turn (`order_of`). Ctrl-C and
+        the like wait until all is done that hangs on it: `raise_struck` lets them out.
         """
         block = replace(self.superblock, generation=self.superblock.generation + 1, **changes)
         image = block.encode()
+        after, left, tries = order_of(block.generation + 1), list(self.slot_order), 0
+        struck: BaseException | None = None
         try:
-            for slot in self.slot_order:
-                channel.pwrite_durably(slot * limits.PAGE_BYTES, image)
-        except BaseException as error:
-            if self.file.failure is None:
-                self.file.fail_at_once()
-                self.file.sync_failed(OSError(getattr(error, "errno", None) or errno.EIO, str(error)))
+            while True:
+                try:
+                    while left:
+                        with Headroom(struck):
+                            channel.pwrite_durably(left[0] * limits.PAGE_BYTES, image)
+                        del left[0]
+                    self.superblock, self.slot_order, self.struck = block, after, struck or self.struck
+                    return
+                except (Error, MemoryError):
+                    raise
+                except BaseException as error:
+                    tries += 1
+                    if tries > TRIES_MOST:
+                        raise
+                    struck = error
+        except BaseException as error:  # struck twice in a row, too: which of the two generations holds is unknown
+            self.file.failure = self.file.failure or self.file.cut_off
+            self.file.sync_failed(OSError(getattr(error, "errno", None) or errno.EIO, str(error) or repr(error)))
             raise
-        self.superblock, self.slot_order = block, order_of(block.generation + 1)
+
+    def raise_struck(self) -> None:
+        """Raise what came while a superblock was written and had to wait."""
+        struck, self.struck = self.struck, None
+        if struck is not None:
+            raise struck
 
     def begin_log(self, channel: Channel, position: LogPosition, last_seq: int) -> None:
         """Name a new epoch's log durably before its first record (R6), and raise the seq ceiling."""
@@ -222,7 +246,7 @@ class Store:
             try:
                 self._adopt(edit, draft, own, version)
             except BaseException as error:  # no memory, Ctrl-C: what is free is no longer known (I3)
-                self.file.fail_at_once()
+                self.file.failure = self.file.failure or self.file.cut_off
                 self.file.sync_failed(OSError(errno.EIO, f"an install was cut off: {error!r}"))
                 raise
         try:  # the install stands, so nothing may come out of here

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mmlsm.errors import ClosedError, Error, ReadOnlyError
+from mmlsm.headroom import TRIES_MOST, Headroom
 from mmlsm.read.entries import Entry, EntryTable
 from mmlsm.read.life import Life
 from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
@@ -190,11 +191,14 @@ class Transaction(Reader):
         finally:
             if self._tenure is not None:
                 lock, tenure = self._tenure
-                while lock.tenure == tenure:  # no call before the one that is tried again
+                tries = 0
+                while lock.tenure == tenure and tries < TRIES_MOST:  # no call before the one that is tried again
                     try:
-                        lock.release_of(tenure)
-                    except BaseException as error:
+                        with Headroom(interrupted):
+                            lock.release_of(tenure)
+                    except BaseException as error:  # at the very last, the lock is free when the transaction is gone
                         interrupted = error
+                        tries += isinstance(error, RecursionError)
             self._finished = True
             self._let_go(items is None)
             if interrupted is not None:

@@ -43,8 +43,8 @@ PLANTED = (
     Sabotage(
         "half-a-commit-after-an-interrupt", "3", "Ctrl-C leaves a commit in the log and not in memory, or half of it",
         "write/commit.py",
-        "while True:\n                    try:\n                        self._enter(",
-        "while isinstance(first, Exception):\n                    try:\n                        self._enter(",
+        "while True:\n                    try:\n                        with Headroom(first):",
+        "while isinstance(first, Exception):\n                    try:\n                        with Headroom(first):",
         ("unit/test_commit_interrupted.py::test_ctrl_c_at_any_step",),
     ),
     Sabotage(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sabotage import Sabotage
+from sabotage import CROWD, Sabotage
 
 PLANTED = (
     Sabotage(
@@ -24,14 +24,14 @@ PLANTED = (
         "write/store.py",
         "        with self.install_lock:\n            self.file.check_writable()\n            number",
         "        if True:\n            self.file.check_writable()\n            number",
-        ("unit/test_installs.py::test_one_install_waits_for_the_other",),
+        (CROWD, "unit/test_installs.py::test_one_install_waits_for_the_other"),
     ),
     Sabotage(
         "allocator-lock-not-taken", "12", "two threads reserve the same pages",
         "space/allocator.py",
         "        with self._lock:\n            self._before = None\n            try:\n                found = (",
         "        if True:\n            self._before = None\n            try:\n                found = (",
-        ("unit/test_free_space.py::test_reservations_of_many_threads_never_overlap",),
+        (CROWD, "unit/test_free_space.py::test_reservations_of_many_threads_never_overlap"),
     ),
     Sabotage(
         "write-lock-not-fair", "5", "of those who wait for the write lock the last comes first",
@@ -57,9 +57,9 @@ PLANTED = (
     Sabotage(
         "write-lock-kept-by-who-is-cut-off", "3 8", "Ctrl-C in a transaction's commit keeps all writers out",
         "write/transaction.py",
-        "                while lock.tenure == tenure:  # no call before the one that is tried again\n",
-        "                while False:\n",
-        ("unit/test_interrupted.py::test_a_write_struck_at_any_step_is_there_or_not",),
+        "                while lock.tenure == tenure and tries < TRIES_MOST:",
+        "                while False:",
+        ("unit/test_struck.py::test_a_transaction_whose_commit_is_struck_at_once_lets_go_of_the_lock",),
     ),
     Sabotage(
         "batch-goes-on-in-a-forked-child", "11", "a forked child's batch takes writes",

@@ -27,14 +27,14 @@ PLANTED = (
         "write/merge_run.py",
         "sources = [*segments, *([into] if into is not None else [])]",
         "sources = [*([into] if into is not None else []), *segments]",
-        ("unit/test_merge.py::test_progress_that_raises_stops_a_compaction_cleanly",),
+        (HISTORIES, "unit/test_merge.py::test_progress_that_raises_stops_a_compaction_cleanly"),
     ),
     Sabotage(
         "merged-run-put-behind-older-ones", "1 4", "what a merge made is read after runs that are older",
         "write/merge_jobs.py",
         "tiers[chosen.into] = (*newer, *made, *older)",
         "tiers[chosen.into] = (*newer, *older, *made)",
-        ("unit/test_merge_drains.py::test_the_newest_level_does_not_starve_while_runs_drain",),
+        (HISTORIES, "unit/test_merge_drains.py::test_the_newest_level_does_not_starve_while_runs_drain"),
     ),
     Sabotage(
         "failed-merge-keeps-its-pages", "8 12", "a merge that fails does not give back what it reserved",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sabotage import CRASH_IMAGES, HISTORIES, Sabotage
+from sabotage import CRASH_IMAGES, CROWD, HISTORIES, Sabotage
 
 PLANTED = (
     Sabotage(
@@ -10,7 +10,7 @@ PLANTED = (
         "space/reclaim.py",
         "        seen = at < len(pinned) and pinned[at] < retirement.died\n",
         "        seen = False\n",
-        ("unit/test_reclaim.py::test_the_theory_of_the_crime",),
+        (CROWD, "unit/test_reclaim.py::test_the_theory_of_the_crime"),
     ),
     Sabotage(
         "reclaimed-one-install-early", "4 6", "the version just before the one that let go of a page does not keep it",
@@ -24,7 +24,7 @@ PLANTED = (
         "write/merge_walk.py",
         "self.unlinked.add(child.page, child.pages, self.segment.birth_of(child.page))",
         "self.unlinked.add(child.page, child.pages, self.segment.record.installed)",
-        ("unit/test_theory_of_the_crime.py::test_merges_share_overflow_extents_and_readers_keep_them",),
+        (CROWD, "unit/test_theory_of_the_crime.py::test_merges_share_overflow_extents_and_readers_keep_them"),
     ),
     Sabotage(
         "birth-of-values-too-late", "4 6", "a large value counts as born with the next install, and readers have it",

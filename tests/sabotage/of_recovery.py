@@ -10,7 +10,10 @@ PLANTED = (
         "write/log_scan.py",
         "if len(payload) < header.length or checksum(payload) != header.payload_sum:",
         "if len(payload) < header.length:",
-        (f"{CRASH_IMAGES}[creation]", "unit/test_recovery.py::test_the_tail_of_the_log_cut_anywhere_gives_a_prefix"),
+        (
+            f"{CRASH_IMAGES}[mixed_commits]",
+            "unit/test_recovery.py::test_the_tail_of_the_log_cut_anywhere_gives_a_prefix",
+        ),
     ),
     Sabotage(
         "log-damage-reads-as-its-end", "1 9", "commits that were durable are dropped where one before them is damaged",

@@ -64,7 +64,7 @@ PLANTED = (
     Sabotage(
         "structure-not-checked", "9", "offsets within a leaf are believed wherever they lead",
         "read/pages.py",
-        "            return leaf_fault(m8, size, self.file_pages, key_max)\n",
+        "            return leaf_fault(m8, size, limit, key_max)\n",
         "            return 0\n",
         (DAMAGED_FILES,),
     ),
@@ -99,7 +99,7 @@ PLANTED = (
     Sabotage(
         "compiled-structure-not-checked", "9", "offsets within a leaf are believed wherever they lead, in C",
         "read/pages.py",
-        "return leaf_fault(m8, size, self.file_pages, key_max)",
+        "return leaf_fault(m8, size, limit, key_max)",
         "return 0",
         (DAMAGED_FILES,),
         compiled=True,

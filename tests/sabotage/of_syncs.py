@@ -85,9 +85,8 @@ PLANTED = (
     Sabotage(
         "first-slot-not-synced", "1 2", "the second slot is written before the first is durable",
         "write/store.py",
-        "                channel.pwrite_durably(slot * limits.PAGE_BYTES, image)\n",
-        "                write = channel.pwrite if slot == self.slot_order[0] else channel.pwrite_durably\n"
-        "                write(slot * limits.PAGE_BYTES, image)\n",
+        "channel.pwrite_durably(left[0] * limits.PAGE_BYTES, image)\n",
+        "(channel.pwrite if len(left) == 2 else channel.pwrite_durably)(left[0] * limits.PAGE_BYTES, image)\n",
         (
             f"{CRASH_IMAGES}[creation in zeros]",
             "unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",
@@ -96,9 +95,8 @@ PLANTED = (
     Sabotage(
         "second-slot-not-synced", "1 2", "pages are used again while the second slot may still name them",
         "write/store.py",
-        "                channel.pwrite_durably(slot * limits.PAGE_BYTES, image)\n",
-        "                write = channel.pwrite if slot == self.slot_order[1] else channel.pwrite_durably\n"
-        "                write(slot * limits.PAGE_BYTES, image)\n",
+        "channel.pwrite_durably(left[0] * limits.PAGE_BYTES, image)\n",
+        "(channel.pwrite if len(left) == 1 else channel.pwrite_durably)(left[0] * limits.PAGE_BYTES, image)\n",
         (
             f"{CRASH_IMAGES}[creation]",
             "unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",
@@ -107,8 +105,8 @@ PLANTED = (
     Sabotage(
         "second-slot-not-written", "1 2", "each generation goes into one slot only, over the one before",
         "write/store.py",
-        "for slot in self.slot_order:",
-        "for slot in self.slot_order[:1]:",
+        "list(self.slot_order), 0",
+        "list(self.slot_order[:1]), 0",
         (
             f"{CRASH_IMAGES}[creation in zeros]",
             "unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",
@@ -154,14 +152,12 @@ PLANTED = (
     Sabotage(
         "failed-sync-retried", "7", "a sync that failed is tried once more, and believed",
         "channel.py",
-        """            self._system.sync(self._descriptor.fd)
-        except (OSError, MemoryError) as error:
-            self._file.fail_at_once()
-            raise self._file.sync_failed(error) from error
+        """            if error.errno is None:
+                raise
+            file.failure = file.failure or file.cut_off
+            raise file.sync_failed(error) from error
 """,
         """            self._system.sync(self._descriptor.fd)
-        except OSError:
-            self._system.sync(self._descriptor.fd)
 """,
         (
             f"{FAULTS}[threads-sync-cached-once]",
@@ -169,10 +165,17 @@ PLANTED = (
         ),
     ),
     Sabotage(
+        "handlers-error-taken-for-a-failed-sync", "7", "a time-out's exception in a sync makes the handle read-only",
+        "channel.py",
+        "            if error.errno is None:\n                raise\n",
+        "",
+        ("unit/test_struck.py::test_what_a_handler_raises_in_a_system_call_is_no_failure_of_it",),
+    ),
+    Sabotage(
         "failed-durable-write-retried", "7", "a durable write that failed is followed by a plain one and a sync",
         "channel.py",
-        "if isinstance(error, MemoryError) or error.errno not in UNSUPPORTED:\n",
-        "if isinstance(error, MemoryError):\n",
+        "if code not in UNSUPPORTED:\n",
+        "if False:\n",
         (
             f"{FAULTS}[threads-pwrite_durably-EIO-once]",
             "unit/test_file.py::test_a_failed_sync_in_one_channel_is_final_for_all",
@@ -181,8 +184,8 @@ PLANTED = (
     Sabotage(
         "failed-sync-of-another-thread-ignored", "7", "a sync that succeeds acknowledges what another's failure lost",
         "channel.py",
-        "            raise self._file.sync_failed(error) from error\n        self._file.check_failure()\n",
-        "            raise self._file.sync_failed(error) from error\n",
+        "            raise file.sync_failed(error) from error\n        file.check_failure()\n",
+        "            raise file.sync_failed(error) from error\n",
         ("unit/test_file.py::test_a_sync_that_succeeds_beside_a_failed_one_does_not_acknowledge",),
     ),
     Sabotage(

@@ -15,9 +15,10 @@ import pytest
 
 import mmlsm
 from campaign import Campaign
-from mmlsm.write.commit import ASKING, Committer
+from mmlsm.write.commit import Committer
 from mmlsm.write.pins import Pins
 from mmlsm.write.store import Store
+from mmlsm.write.ticket import ASKING
 from rig.histories.rounds import run_rounds
 
 

@@ -12,6 +12,7 @@ from commit_rig import CommitRig, in_threads
 from mmlsm.errors import ReadOnlyError, StorageError
 from mmlsm.file import System
 from mmlsm.format.manifest import Reference
+from mmlsm.headroom import TRIES_MOST
 from mmlsm.read.snapshot import SeqPin
 from mmlsm.write.log_scan import scan_log
 
@@ -339,7 +340,7 @@ def test_an_exception_that_memory_makes_half_way_does_not_split_a_commit(monkeyp
 
     monkeypatch.setattr(rig.committer, "_publish", failing)
     assert rig.committer.commit(pair(2), "off") == 2, "what could be mended was"
-    failures[:] = [MemoryError(), MemoryError()]
+    failures[:] = [MemoryError() for _ in range(TRIES_MOST + 2)]
     with pytest.raises(MemoryError):
         rig.committer.commit(pair(3), "off")
     with pytest.raises(ReadOnlyError):

@@ -27,7 +27,11 @@ STEPS = {
 }
 
 
-def raised_at(step: int, count: list[int]):
+KINDS = (KeyboardInterrupt, TimeoutError, ValueError)
+"""What a signal's handler may raise; a TimeoutError is an OSError, too."""
+
+
+def raised_at(step: int, count: list[int], kind: type[BaseException] = KeyboardInterrupt):
     """A trace that raises at the n-th line of the steps; not at a `with` or `try`, where it can come in and Ctrl-C not.
 
     CPython lets signals in after calls, at backward jumps and at the entry of functions; a trace comes between the end
@@ -41,7 +45,7 @@ def raised_at(step: int, count: list[int]):
         if event == "line" and not linecache.getline(name, frame.f_lineno).strip().startswith(("with ", "try:")):
             count[0] += 1
             if count[0] == step:
-                raise KeyboardInterrupt
+                raise kind
         return trace
 
     return trace
@@ -76,8 +80,9 @@ def check(rig: CommitRig, interrupted: dict[int, list], committed: dict[int, lis
         table.check()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("durability", DURABILITIES)
-def test_ctrl_c_at_any_step(durability):
+def test_ctrl_c_at_any_step(durability, kind):
     step, reached = 0, True
     while reached:
         step += 1
@@ -86,11 +91,11 @@ def test_ctrl_c_at_any_step(durability):
         committed[rig.committer.commit([(b"k", b"again")], "group")] = [(b"k", b"again")]
         items = [(b"k", b"v" * 2500), (b"other", None)]
         count = [0]
-        sys.settrace(raised_at(step, count))
+        sys.settrace(raised_at(step, count, kind))
         try:
             committed[rig.committer.commit(items, durability)] = items
             reached = False
-        except KeyboardInterrupt:
+        except kind:
             pass
         finally:
             sys.settrace(None)
@@ -153,7 +158,8 @@ def test_ctrl_c_at_any_step_beside_a_leader_and_one_who_waits(durability):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
 @pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals are the main thread's")
-def test_real_signals_at_random_times_beside_other_committers(effort):
+@pytest.mark.parametrize("kind", KINDS)
+def test_real_signals_at_random_times_beside_other_committers(effort, kind):
     rig = CommitRig(memtable_bytes=1 << 12, log_extent_bytes=8192, debug=False)
     committed: dict[int, list] = {}
     interrupted: dict[int, list] = {}
@@ -164,7 +170,7 @@ def test_real_signals_at_random_times_beside_other_committers(effort):
         if armed:
             armed = False
             hits += 1
-            raise KeyboardInterrupt
+            raise kind
 
     def disturb() -> None:
         main = threading.main_thread().ident
@@ -198,7 +204,7 @@ def test_real_signals_at_random_times_beside_other_committers(effort):
                 armed = True
                 seq = rig.committer.commit(items, DURABILITIES[n % 3])
                 armed = False
-            except KeyboardInterrupt:
+            except kind:
                 pass
             if seq is None:
                 interrupted[n] = items
