@@ -48,6 +48,27 @@ PLANTED = (
         ("unit/test_locks.py::test_ctrl_c_while_waiting_leaves_the_queue",),
     ),
     Sabotage(
+        "snapshot-waits-for-the-leader", "5", "a snapshot waits until what was ordered before it is written",
+        "database.py",
+        "        pin = SeqPin(self._engine.pins)\n",
+        """        if (committer := self._engine.committer) is not None:
+            committer.write_out()
+        pin = SeqPin(self._engine.pins)
+""",
+        ("unit/test_nobody_waited_for.py::test_readers_wait_for_no_commit_that_stands_still",),
+    ),
+    Sabotage(
+        "reader-takes-the-install-lock", "5", "a range waits for the install that a flush or merge is in",
+        "database.py",
+        "        state = self.state\n        if state is None or any(",
+        """        if (store := self._engine.store) is not None:
+            with store.install_lock:
+                pass
+        state = self.state
+        if state is None or any(""",
+        ("unit/test_nobody_waited_for.py::test_readers_wait_for_no_flush_merge_or_sync_that_stands_still",),
+    ),
+    Sabotage(
         "dropped-transaction-keeps-the-lock", "8", "a write transaction that is dropped keeps all writers out",
         "database.py",
         "            engine.note_writer(transaction, tenure)\n",
