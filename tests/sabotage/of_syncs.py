@@ -40,6 +40,28 @@ PLANTED = (
         ("unit/test_misbehaviour.py::test_what_group_commits_wrote_is_synced_though_flushes_fail",),
     ),
     Sabotage(
+        "interval-a-thousandfold", "1", "what group commits wrote is synced when a thousand intervals have passed",
+        "write/writer.py",
+        "return self.synced_at + self.store.settings.group_interval\n",
+        "return self.synced_at + self.store.settings.group_interval * 1000\n",
+        ("unit/test_group_interval.py::test_a_sync_follows_each_group_commit_within_the_interval",),
+    ),
+    Sabotage(
+        "interval-sync-waits-for-a-flush", "1", "a long flush keeps what group commits wrote from being synced",
+        "write/writer.py",
+        "            pause=self.sync_if_due,\n",
+        "",
+        ("unit/test_group_interval.py::test_a_sync_follows_a_group_commit_in_the_middle_of_a_flush",),
+    ),
+    Sabotage(
+        "interval-sync-waits-for-an-install", "1", "a merge's install keeps what group commits wrote from being synced",
+        "write/writer.py",
+        "            try:\n                committer.sync()\n            except",
+        "            try:\n                with self.store.install_lock:\n"
+        "                    committer.sync()\n            except",
+        ("unit/test_group_interval.py::test_a_sync_follows_each_group_commit_though_a_merge_stands_still",),
+    ),
+    Sabotage(
         "sync-does-not-sync", "1", "sync() answers and has synced nothing",
         "write/commit.py",
         "                self._sync_channel.sync()\n",
