@@ -38,7 +38,6 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
     def __init__(self, path: PathLike, settings: Settings, system: System = SYSTEM) -> None:
         engine = self._engine = Engine(path, settings, system, self)
         self._path = Path(path)
-        self._opened_at = time.time()
         self._bare: Reader | None = None
         self._held = Holders()
         """Who holds versions, for `stats()`."""
@@ -317,7 +316,7 @@ def gather(engine: Engine, state: ReadState | None, seq: int, held: tuple[Held, 
         for i, run in enumerate(runs)
         for segment in run
     ]
-    now = time.time()
+    now = time.monotonic()
     if store is not None:
         pinned, pending = engine.reclaimer.pinned(), engine.reclaimer.pending()
         space = SpaceStats.of(engine.allocator.counts(), sum(retirement.pages for retirement in pending))

@@ -33,7 +33,8 @@ class SeqPin:
 
 
 class Held(NamedTuple):
-    """Somebody who holds version `install`: a "snapshot" or "transaction"; since when, and which thread made it."""
+    """Somebody who holds version `install`: a "snapshot" or "transaction"; since when (`time.monotonic`), and which
+    thread made it."""
 
     kind: str
     install: int
@@ -65,7 +66,7 @@ class Hold:
     __slots__ = ("__weakref__",)
 
     def __init__(self, holders: Holders, kind: str, install: int) -> None:
-        holders.enter(self, Held(kind, install, time.time(), threading.current_thread().name))
+        holders.enter(self, Held(kind, install, time.monotonic(), threading.current_thread().name))
 
 
 class Snapshot(Reader):

@@ -37,7 +37,7 @@ class Version:
         self.levels = levels
         self.segments: tuple[Segment, ...] = tuple(s for level in levels for run in level for s in run)
         self.pin = pin
-        self.made_at = time.time()
+        self.made_at = time.monotonic()
         self._maps: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         taken: list[Segment] = []
         try:

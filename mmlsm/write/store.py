@@ -113,7 +113,7 @@ class Store:
         self.versions: dict[int, Entry[tuple[int, list[Segment]]]] = {}
         """How the merge thread is told that a version is gone; its own to clear."""
         self.made_at: dict[int, float] = {}
-        """When each version that is still held was made, for `stats()`."""
+        """When each version that is still held was made (`time.monotonic`), for `stats()`."""
         self.installs = 0
         self.bytes_installed = 0
         self.struck: BaseException | None = None
@@ -134,7 +134,7 @@ class Store:
         version: Version | None = None
         self.reclaimer.pin(install)
         try:
-            self.made_at[install] = time.time()
+            self.made_at[install] = time.monotonic()
             version = Version(install, seq, levels, self.file.pin)
             # Last, for from then on it is unpinned when it goes.
             self.versions[install] = entry_of(version, self.released.put, (install, list(version.segments)))

@@ -34,6 +34,13 @@ PLANTED = (
         ("unit/test_reclaim.py::test_the_birth_of_a_value_is_the_version_that_readers_have",),
     ),
     Sabotage(
+        "version-expires-by-the-clock", "4 12", "a version is let go under its readers when the wall clock says so",
+        "write/merger.py",
+        "            if entry() is None:  # told already",
+        "            if entry() is None or time.time() > 2e9:  # told already",
+        ("unit/test_wall_clock.py::test_a_database_lives_well_under_a_clock_that_jumps_back_and_forth",),
+    ),
+    Sabotage(
         "snapshot-not-registered", "4", "a snapshot pins nothing in the memtables",
         "write/pins.py",
         "            self._register.enter(holder, seq)\n",

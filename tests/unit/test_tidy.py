@@ -36,6 +36,7 @@ APART = {"space", "read"}
 
 IO_MODULES = {"os", "mmap", "fcntl"}
 IO_PLACE = "mmlsm/file.py"
+CLOCKS = {"monotonic", "perf_counter", "sleep"}
 NAMES_THAT_SAY_NOTHING = re.compile(r"(^|_)(utils?|common|helpers?|misc|stuff)(_|$)")
 LINE_MOST = 120
 FILE_LINES_MOST = 450
@@ -152,6 +153,24 @@ def faults_of_io(sources: list[Source]) -> list[str]:
     ]
 
 
+def faults_of_clocks(sources: list[Source]) -> list[str]:
+    """Nothing hangs on the wall clock (promise 12), so nothing asks it: ages are of the monotonic clock too."""
+    faults = []
+    for source in sources:
+        if not (source.ours and source.python):
+            continue
+        for name, _ in imported(source):
+            if name.startswith(("time.", "datetime")):
+                faults.append(f"{source.name}: imports {name}; write time.monotonic()")
+        for node in ast.walk(source.tree):
+            match node:
+                case ast.Import(names=names) if any(a.name == "time" and a.asname for a in names):
+                    faults.append(f"{source.name}:{node.lineno}: time by another name")
+                case ast.Attribute(value=ast.Name(id="time"), attr=name) if name not in CLOCKS:
+                    faults.append(f"{source.name}:{node.lineno}: time.{name}, which may be set at any time")
+    return faults
+
+
 def faults_of_names(sources: list[Source]) -> list[str]:
     return [
         f"{source.name}: {part!r} says nothing"
@@ -247,6 +266,7 @@ RULES: tuple[Callable[[list[Source]], list[str]], ...] = (
     faults_of_layers,
     faults_of_cycles,
     faults_of_io,
+    faults_of_clocks,
     faults_of_names,
     faults_of_lengths,
     faults_of_docstrings,
@@ -299,6 +319,11 @@ HOT = "# cython: boundscheck=False\n" + DOC
         (faults_of_cython, {"mmlsm/read/a.py": HOT + "def f(lock):\n    with lock:\n        pass"}),
         (faults_of_io, {"mmlsm/check.py": "import os.path"}),
         (faults_of_io, {"mmlsm/check.py": "from mmap import mmap"}),
+        (faults_of_clocks, {"mmlsm/stats.py": "import time\nnow = time.time()"}),
+        (faults_of_clocks, {"mmlsm/stats.py": "import time as clock\nnow = clock.time()"}),
+        (faults_of_clocks, {"mmlsm/stats.py": "from time import time"}),
+        (faults_of_clocks, {"mmlsm/stats.py": "import datetime"}),
+        (faults_of_clocks, {"mmlsm/stats.py": "from datetime import datetime"}),
         (faults_of_names, {"mmlsm/read/cursor_utils.py": ""}),
         (faults_of_names, {"tests/helpers/disk.py": ""}),
         (faults_of_lengths, {"mmlsm/a.py": "\n" * (FILE_LINES_MOST + 1)}),
@@ -323,7 +348,7 @@ def test_what_is_right_is_let_be() -> None:
         "mmlsm/file.py": DOC + "import os, mmap, fcntl\nfrom mmlsm import limits",
         "mmlsm/read/cursor.pxd": "from mmlsm.memory cimport u8s\n" + ENUM,
         "mmlsm/read/cursor.py": HOT + "if cython.compiled:\n    pass\nelse:\n    from mmlsm.limits import MOST",
-        "mmlsm/database.py": DOC + "from mmlsm.read import cursor\nfrom typing import Any",
+        "mmlsm/database.py": DOC + "from mmlsm.read import cursor\nimport time\nnow = time.monotonic()",
         "mmlsm/cli.py": DOC + "import mmlsm",
     }
     assert [fault for rule in RULES for fault in rule([Source(*pair) for pair in good.items()])] == []
