@@ -23,7 +23,7 @@ import mmlsm
 import proof
 from commit_rig import eventually, in_threads
 from mmlsm.write.worker import Worker
-from rig.lifetime.cycles import descriptors_of, held, leaks, lives
+from rig.lifetime.cycles import descriptors_of, leaks, left_of_lives
 from rig.lifetime.misuse import calls_on, calls_on_stream, handles_of, missing
 from rig.lifetime.world import maps_of, of_mmlsm, open_anew, tiny
 
@@ -350,10 +350,7 @@ def test_a_closed_database_holds_no_descriptor_and_no_map(path: Path) -> None:
 
 @LINUX
 def test_nothing_is_left_of_lives_in_a_row(path: Path) -> None:
-    lives(path, range(16))
-    before = held(path)
-    lives(path, range(96))
-    assert leaks(before, held(path), 96) == []
+    assert leaks(*left_of_lives(path, 128)) == []
 
 
 # -- threads that do not start
