@@ -66,10 +66,18 @@ class Trial:
             return call()
         except TYPED as error:
             self.tally[f"{type(error).__name__}"] += 1
+            if not self.is_named(what, error):
+                raise Finding(f"{what}: no page or no segment named, of {self.lost}: {error}") from None
             error.__traceback__ = None
             return error
         except Exception as error:
             raise Finding(raw(what, error)) from None
+
+    def is_named(self, what: str, error: Exception) -> bool:
+        """Whether damage in segments is told with page and segment; by a merge, of a large key, with its page."""
+        if self.rootless or not self.judged or not isinstance(error, mmlsm.CorruptionError):
+            return True
+        return error.page is not None and (error.segment is not None or what == "compact")
 
     def answers(self, key: bytes) -> set[bytes | None]:
         """What `get` may say."""
