@@ -208,4 +208,11 @@ PLANTED = (
 """,
         (f"{CRASH_IMAGES}[emptied]", f"{CRASH_IMAGES}[creation in place]"),
     ),
+    Sabotage(
+        "unknown-version-opened", "12", "a file of a format version that is not known is opened all the same",
+        "format/superblock.py",
+        "    if len(data) >= 12 and version != FORMAT_VERSION:\n",
+        "    if False:\n",
+        ("unit/test_misuse.py::test_a_newer_format_is_refused_untouched",),
+    ),
 )  # fmt: skip
