@@ -24,7 +24,7 @@ from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
 from mmlsm.read.snapshot import Held, Hold, Holders, SeqPin, Snapshot
 from mmlsm.settings import DURABILITIES, Allocation, Durability, Settings, Verify
 from mmlsm.stats import MergeStats, SegmentStats, SpaceStats, StallStats, Stats, pin_stats, told, trouble_of
-from mmlsm.write.batch import Batch, give_all_back
+from mmlsm.write.batch import Batch
 from mmlsm.write.merge_jobs import levels_of
 from mmlsm.write.merge_policy import runs_bound
 from mmlsm.write.transaction import Transaction
@@ -168,7 +168,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
             seq = still.seq  # alone: the commit is called after the snapshot was let go
             return Transaction(
                 still.state, still.seq, self.life, still, write=False, values=None,
-                commit=lambda items, durability: seq, tenure=None,
+                commit=lambda items, durability, drop: seq, tenure=None,
             )  # fmt: skip
         values = self._values()
         engine.lock_for_writing(timeout)
@@ -179,11 +179,11 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
             if state is None or committer is None:
                 raise ClosedError("the database is closed: open it again")
 
-            def commit(items: dict[bytes, Any], durability: Durability | None) -> int:
+            def commit(items: dict[bytes, Any], durability: Durability | None, drop: Callable[[object], None]) -> int:
                 try:
                     return engine.commit(items, durability, locked=True)
                 except BaseException as error:
-                    self._give_back(items, error)
+                    self._give_back(items, error, drop)
                     raise
 
             hold = Hold(self._held, "transaction", state.version.install)
@@ -237,7 +237,9 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
             self._give_back(items, error)
             raise
 
-    def _give_back(self, items: dict[bytes, Any], error: BaseException) -> None:
+    def _give_back(
+        self, items: dict[bytes, Any], error: BaseException, give: Callable[[object], None] | None = None
+    ) -> None:
         """Extents of a commit that was never ordered come back; those of one whose fate is unknown stay.
 
         Of one that was ordered, and ended by an error later, nothing is left in `items`.
@@ -245,7 +247,8 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         if isinstance(error, Exception) and self._engine.file.failure is None and self._engine.store is not None:
             committer = self._engine.committer
             if committer is None or committer.failure is None:
-                give_all_back(self._engine.values, items)
+                for value in items.values():
+                    (give or self._engine.values.give_back)(value)
 
     @staticmethod
     def _check_durability(durability: str | None) -> None:

@@ -8,6 +8,7 @@ cdef class ReadState:
     cdef readonly object version
     cdef readonly object file
     cdef readonly str verify
+    cdef readonly object keeper
 
 cdef class Reader:
     cdef public ReadState state

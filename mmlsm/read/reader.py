@@ -51,14 +51,18 @@ Key = bytes | bytearray | memoryview
 @cython.final
 @cython.cclass
 class ReadState:
-    """All that a read needs: memtables newest first, then a version's segments newest first. Immutable."""
+    """All that a read needs: memtables newest first, then a version's segments newest first. Immutable.
 
-    def __init__(self, tables: tuple, version: Any, file: Any, verify: str) -> None:
+    `keeper`: what views of a memtable's values hold in the version's place.
+    """
+
+    def __init__(self, tables: tuple, version: Any, file: Any, verify: str, keeper: Any = None) -> None:
         self.tables = tables
         self.version = version
         self.segments = version.segments
         self.file = file
         self.verify = verify
+        self.keeper = version if keeper is None else keeper
 
     def ended(self) -> ReadState:
         """A state with nothing in it, that pins nothing: what a closed database keeps."""
@@ -72,7 +76,7 @@ class ReadState:
         """A view of the payload of a memtable's overflow value, pinning the version."""
         pages = Pages(self.file, self.file.window(reference.page + reference.pages), self.verify, None)
         pages.touch_extent(reference)
-        return view_of(self.version, self.file, pages.window, reference.page << 12, reference.length)
+        return view_of(self.keeper, self.file, pages.window, reference.page << 12, reference.length)
 
 
 def as_key(key: object) -> bytes:

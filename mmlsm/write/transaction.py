@@ -13,22 +13,52 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from sys import getrefcount
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mmlsm.errors import ClosedError, Error, ReadOnlyError
+from mmlsm.format.manifest import Reference
 from mmlsm.headroom import TRIES_MOST, Headroom
 from mmlsm.read.entries import Entry, EntryTable
 from mmlsm.read.life import Life
 from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
-from mmlsm.write.batch import give_all_back
 
 if TYPE_CHECKING:
+    from mmlsm.file import File
     from mmlsm.locks import FairLock
+    from mmlsm.read.version import Version
     from mmlsm.settings import Durability
     from mmlsm.write.values import ValueWriter
 
 SEQ_ALL = (1 << 62) - 1
+
+
+class Kept:
+    """What everything holds that reads a write transaction: its version, and values that it wrote and dropped again.
+
+    Their extents come back when nothing holds this any more.
+    """
+
+    def __init__(self, version: Version, values: ValueWriter | None) -> None:
+        self.version = version
+        self.values = values
+        self.dropped: list[Reference] = []
+
+    def pinned_map(self, file: File, pages: int) -> Any:
+        """As Version.pinned_map, of what keeps this alive."""
+        return file.pinned_map(pages, self)
+
+    def give_back(self) -> None:
+        """Free what was dropped. REQUIRES that nobody reads it."""
+        dropped, self.dropped = self.dropped, []
+        for value in dropped:
+            if self.values is not None:
+                self.values.give_back(value)
+
+    def __del__(self) -> None:
+        if self.values is not None:  # takes no lock (R12)
+            self.values.abandon(self.dropped)
 
 
 class Transaction(Reader):
@@ -47,13 +77,16 @@ class Transaction(Reader):
         *,
         write: bool,
         values: ValueWriter | None,
-        commit: Callable[[dict[bytes, Any], Durability | None], int],
+        commit: Callable[[dict[bytes, Any], Durability | None, Callable[[object], None]], int],
         tenure: tuple[FairLock, int] | None,
     ) -> None:
         self._overlay = EntryTable()
+        self._kept = Kept(state.version, values)
         if write:
-            state = ReadState((self._overlay, *state.tables), state.version, state.file, state.verify)
+            state = ReadState((self._overlay, *state.tables), state.version, state.file, state.verify, self._kept)
         Reader.__init__(self, state, seq, life, write)
+        del state
+        self._alone = getrefcount(self.state), getrefcount(self._kept)
         self._pin = pin
         self._write = write
         self._values = values
@@ -80,9 +113,16 @@ class Transaction(Reader):
         before = overlay.entries.get(key)
         if self._journals:
             self._journals[-1].append((key, before))
-        elif before is not None and self._values is not None:
-            self._values.give_back(before.value)
         overlay.put(key, value, 0)
+        if not self._journals and before is not None:
+            self._drop(before.value)
+
+    def _drop(self, value: object) -> None:
+        """The value came to nothing. Its extent comes back when no stream, cursor or view of ours may read it."""
+        if isinstance(value, Reference):
+            self._kept.dropped.append(value)
+            if (getrefcount(self.state), getrefcount(self._kept)) <= self._alone:
+                self._kept.give_back()
 
     def put(self, key: bytes, value: Any) -> None:
         """Set `key` to `value`: bytes-like, or a readable binary stream of any length."""
@@ -147,9 +187,9 @@ class Transaction(Reader):
             self._journals.pop()
             if self._journals:
                 self._journals[-1] += journal
-            elif self._values is not None:
+            else:
                 for _, before in journal:
-                    self._values.give_back(None if before is None else before.value)
+                    self._drop(None if before is None else before.value)
 
     def _take_back(self, key: bytes, before: Entry | None) -> None:
         entries = self._overlay.entries
@@ -157,12 +197,11 @@ class Transaction(Reader):
         if now is None or now is before:  # a write that was cut off
             return
         self._overlay.changes += 1
-        if self._values is not None:
-            self._values.give_back(now.value)
         if before is None:
             del entries[key]
         else:
             entries[key] = before
+        self._drop(now.value)
 
     # -- ending
 
@@ -187,7 +226,7 @@ class Transaction(Reader):
             if items is None:
                 return 0
             self.life.check_open()
-            return self._commit(items, durability)
+            return self._commit(items, durability, self._drop)
         finally:
             if self._tenure is not None:
                 lock, tenure = self._tenure
@@ -209,13 +248,15 @@ class Transaction(Reader):
     def _let_go(self, dropped: bool) -> None:
         """Give back the extents of values that came to nothing, and what is read."""
         journals, self._journals = self._journals, []
-        self.state = None
-        self._pin = None
-        if self._values is not None:  # ended inside a savepoint: what was replaced there comes back now
-            if dropped:
-                give_all_back(self._values, {key: entry.value for key, entry in self._overlay.entries.items()})
-            for _, before in (step for journal in journals for step in journal):
-                self._values.give_back(None if before is None else before.value)
+        if dropped:
+            for entry in self._overlay.entries.values():
+                self._drop(entry.value)
+        for _, before in (step for journal in journals for step in journal):  # ended inside a savepoint
+            self._drop(None if before is None else before.value)
+        self.state = self._pin = None
+        del self._kept
+        if self._values is not None:
+            self._values.drain()
 
     def __enter__(self) -> Self:
         self.life.check_open()
@@ -232,6 +273,9 @@ class Transaction(Reader):
     def __del__(self) -> None:
         if not getattr(self, "_finished", True):
             self._finished = True
-            if self._values is not None:
-                replaced = [entry for journal in self._journals for _, entry in journal if entry is not None]
-                self._values.abandon(entry.value for entry in (*self._overlay.entries.values(), *replaced))
+            replaced = [entry for journal in self._journals for _, entry in journal if entry is not None]
+            self._kept.dropped += [
+                entry.value
+                for entry in (*self._overlay.entries.values(), *replaced)
+                if isinstance(entry.value, Reference)
+            ]

@@ -249,3 +249,70 @@ def test_a_savepoint_that_fails_takes_those_inside_it_back_too(open_db: Any) -> 
         assert not outer.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
         assert list(transaction.items()) == [(b"a", b"1")]
     assert list(db.items()) == [(b"a", b"1")]
+
+
+LARGE = 3 << 20
+
+
+@pytest.mark.parametrize("how", ["replace", "abort", "savepoint", "drop", "commit"])
+def test_what_reads_a_transactions_own_large_value_stays_right_whatever_becomes_of_it(open_db: Any, how: str) -> None:
+    db = open_db(memtable_bytes=1 << 20)
+    db.put(b"before", b"1")
+    value = bytes(range(256)) * (LARGE // 256)
+    transaction = db.begin(write=True)
+    savepoint = transaction.savepoint()
+    if how == "savepoint":
+        savepoint.__enter__()
+    transaction.put(b"big", value)
+    stream, view = transaction.open_value(b"big"), transaction.get_view(b"big")
+    cursor: Any = transaction.cursor()
+    pairs: Any = iter(transaction.items(prefix=b"big", views=True))
+    assert cursor.seek(b"big")
+    if how == "replace":
+        transaction.put(b"big", b"small")
+    elif how == "abort":
+        transaction.abort()
+    elif how == "savepoint":
+        assert not savepoint.__exit__(ValueError, ValueError(), None)
+    elif how == "drop":
+        cursor = pairs = savepoint = None  # which hold it
+        del transaction
+    else:
+        transaction.commit()
+    more = [b"%d" % i * LARGE for i in range(3)]
+    if how in ("replace", "savepoint"):
+        for i, other in enumerate(more):
+            transaction.put(b"more %d" % i, other)
+    else:
+        db.update({b"more %d" % i: other for i, other in enumerate(more)})
+    db._engine.flush() if how in ("abort", "drop", "commit") else None
+    assert stream.read() == value
+    assert view == value
+    for ask in (lambda: cursor.value, lambda: bytes(cursor.view), lambda: bytes(next(pairs)[1])):
+        if how == "drop":
+            break
+        try:
+            assert ask() in (value, b"small")
+        except mmlsm.CorruptionError:
+            raise
+        except (mmlsm.Error, StopIteration):  # it has ended, or the entry is not there any more
+            pass
+    stream = view = cursor = pairs = ask = None
+    if how in ("replace", "savepoint"):
+        transaction.abort()
+        del transaction
+    gc.collect()
+    db.put(b"next", bytes(LARGE))
+    db.compact()
+    live = sum(len(key) + len(there) for key, there in db.items())
+    assert db.stats().space.reserved * 4096 < LARGE
+    assert db.stats().file_bytes < live + 2 * LARGE
+
+
+def test_a_large_value_that_nobody_reads_comes_back_when_it_is_replaced(open_db: Any) -> None:
+    db = open_db()
+    with db.begin(write=True) as transaction:
+        for i in range(20):
+            transaction.put(b"big", bytes([i]) * LARGE)
+            assert transaction.value_length(b"big") == LARGE
+        assert db.stats().space.reserved * 4096 < 4 * LARGE
