@@ -105,13 +105,13 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         with self.begin(write=True) as transaction:
             return transaction.pop(key, default)
 
-    def setdefault(self, key: bytes, default: bytes = b"") -> bytes:
-        """The value of `key`, which is set to `default` where it is absent."""
+    def setdefault(self, key: bytes, default: Any = b"") -> bytes:
+        """The value of `key`, which is set to `default`, whatever `put` takes, where it is absent."""
         with self.begin(write=True) as transaction:
             value: bytes | None = transaction.get(key)
             if value is None:
                 transaction.put(key, default)
-                value = bytes(default)
+                value = transaction[key]  # what was stored: a stream has been read by now
             return value
 
     def popitem(self) -> tuple[bytes, bytes]:

@@ -123,6 +123,18 @@ def test_the_mapping_protocol(open_db) -> None:
         pickle.dumps(db)
 
 
+def test_setdefault_answers_what_it_stored(open_db) -> None:
+    db = open_db()
+    assert db.setdefault(b"stream", io.BytesIO(b"hello")) == b"hello"
+    assert db.setdefault(b"stream", io.BytesIO(b"again")) == b"hello"
+    assert db.setdefault(b"large", io.BytesIO(bytes(200_000))) == bytes(200_000)
+    answered = db.setdefault(b"mutable", bytearray(b"value"))
+    assert (answered, type(answered)) == (b"value", bytes)
+    assert dict(db.items()) == {b"stream": b"hello", b"large": bytes(200_000), b"mutable": b"value"}
+    with pytest.raises(TypeError, match="NoneType"):
+        db.setdefault(b"none", None)
+
+
 def test_iterating_while_writing_sees_the_state_from_its_start(open_db) -> None:
     db = open_db(memtable_bytes=4096)
     db.update({b"%03d" % i: b"old" for i in range(200)})
