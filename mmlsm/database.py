@@ -20,7 +20,8 @@ from mmlsm.check import Report
 from mmlsm.engine import Engine
 from mmlsm.errors import ClosedError, ConflictError, ReadOnlyError
 from mmlsm.file import SYSTEM, System
-from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
+from mmlsm.read.given import as_key
+from mmlsm.read.reader import MISSING, Reader, ReadState
 from mmlsm.read.snapshot import Held, Hold, Holders, SeqPin, Snapshot
 from mmlsm.settings import DURABILITIES, Allocation, Durability, Settings, Verify
 from mmlsm.stats import MergeStats, SegmentStats, SpaceStats, StallStats, Stats, pin_stats, told, trouble_of

@@ -21,23 +21,13 @@ else:
     from mmlsm.memory import compare, cut
     from mmlsm.read.merged import Merged
 
-from mmlsm.errors import ClosedError, Error, KeySizeError
+from mmlsm.errors import ClosedError, Error
+from mmlsm.read.given import as_key, bound_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MANY = (1 << 62) - 1
-
-
-def bound_of(key: object) -> bytes | None:
-    """A range's bound as bytes."""
-    if key is None or type(key) is bytes:
-        return key
-    if isinstance(key, str):
-        raise TypeError("keys are bytes, not str: pass key.encode() or b'...'")
-    if not isinstance(key, bytes | bytearray | memoryview):
-        raise TypeError(f"keys are bytes-like, not {type(key).__name__}")
-    return bytes(key)
 
 
 def prefix_end(prefix: bytes) -> bytes | None:
@@ -277,13 +267,9 @@ class Cursor:
 
     def seek(self, key, how: str = ">=") -> bool:
         """To the nearest key that stands so to `key`: ">=", "<=", ">", "<" or "==". One descent a segment."""
-        target: bytes = bound_of(key)
+        target: bytes = as_key(key)
         merged: Merged = self.enter()
         n: cython.Py_ssize_t
-        if target is None:
-            raise TypeError("keys are bytes-like, not NoneType")
-        if len(target) > 65535:
-            raise KeySizeError(f"a key of {len(target)} bytes: at most 65,535 are possible")
         if how not in (">=", "<=", ">", "<", "=="):
             raise ValueError(f"how={how!r}: choose one of '>=', '<=', '>', '<', '=='")
         n = len(target)
@@ -358,11 +344,9 @@ class Cursor:
 
     def compare(self, key) -> int:
         """Less than, equal to or more than 0, as the current key stands to `key`; builds no key."""
+        target: bytes = as_key(key)
         merged: Merged = self.enter()
         self.placed(merged)
-        target = bound_of(key)
-        if target is None:
-            raise TypeError("keys are bytes-like, not NoneType")
         return self.compare_to(merged, target)
 
     def __iter__(self):

@@ -30,10 +30,11 @@ else:
     from mmlsm.read.merged import Merged
     from mmlsm.read.segment import Segment
 
-from mmlsm.errors import ClosedError, KeySizeError
+from mmlsm.errors import ClosedError
 from mmlsm.format.manifest import Reference
 from mmlsm.read.batch_get import BatchGet
 from mmlsm.read.cursor import Cursor, Range, not_copied, prefix_end
+from mmlsm.read.given import as_key
 from mmlsm.read.pages import Pages, read_payload
 from mmlsm.read.table_source import TableSource
 from mmlsm.read.value_stream import open_payload
@@ -77,27 +78,6 @@ class ReadState:
         pages = Pages(self.file, self.file.window(reference.page + reference.pages), self.verify, None)
         pages.touch_extent(reference)
         return view_of(self.keeper, self.file, pages.window, reference.page << 12, reference.length)
-
-
-def as_key(key: object) -> bytes:
-    """`key` as bytes; TypeError or KeySizeError that says how to mend it."""
-    if isinstance(key, str):
-        raise TypeError("keys are bytes, not str: pass key.encode() or b'...'")
-    if not isinstance(key, bytes | bytearray | memoryview):
-        raise TypeError(f"keys are bytes-like, not {type(key).__name__}")
-    key = bytes(key)
-    if len(key) > 65535:
-        raise KeySizeError(f"a key of {len(key)} bytes: at most 65,535 are possible; store a hash of it instead")
-    return key
-
-
-def as_value(value: object) -> bytes:
-    """`value` as bytes; TypeError that says how to mend it."""
-    if isinstance(value, str):
-        raise TypeError("values are bytes, not str: pass value.encode() or b'...'")
-    if not isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError(f"values are bytes-like, not {type(value).__name__}: encode it first")
-    return bytes(value)
 
 
 @cython.cclass

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mmlsm.errors import ClosedError
 from mmlsm.read.cursor import not_copied
-from mmlsm.read.reader import as_key
+from mmlsm.read.given import as_key
 
 if TYPE_CHECKING:
     from mmlsm.read.life import Life

@@ -17,6 +17,7 @@ from mmlsm.errors import StorageError
 from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import Reference
 from mmlsm.format.page import extent_pages
+from mmlsm.read.given import exact
 from mmlsm.read.pages import read_chunks
 from mmlsm.space.allocator import Claim
 from mmlsm.space.extents import Extent
@@ -125,10 +126,10 @@ def read_chunk(stream: BinaryIO) -> bytes:
     """Exactly 64 KiB from the stream, or less at its end. TypeError or ValueError when it is no binary stream."""
     parts, missing = [], limits.CHUNK_BYTES
     while missing:
-        part = stream.read(missing)
-        if not isinstance(part, bytes | bytearray | memoryview):
-            raise TypeError(f"the stream's read() gave {type(part).__name__}: open it blocking and in binary mode")
-        part = bytes(part)
+        given = stream.read(missing)
+        part = exact(given)
+        if part is None:
+            raise TypeError(f"the stream's read() gave {type(given).__name__}: open it blocking and in binary mode")
         if len(part) > missing:
             raise ValueError(f"the stream's read({missing}) gave {len(part)} bytes, more than was asked for")
         if not part:

@@ -21,8 +21,9 @@ from mmlsm.errors import ClosedError, Error, ReadOnlyError
 from mmlsm.format.manifest import Reference
 from mmlsm.headroom import TRIES_MOST, Headroom
 from mmlsm.read.entries import Entry, EntryTable
+from mmlsm.read.given import as_key
 from mmlsm.read.life import Life
-from mmlsm.read.reader import MISSING, Reader, ReadState, as_key
+from mmlsm.read.reader import MISSING, Reader, ReadState
 
 if TYPE_CHECKING:
     from mmlsm.file import File

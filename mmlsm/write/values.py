@@ -22,7 +22,7 @@ from mmlsm import limits
 from mmlsm.errors import ClosedError
 from mmlsm.format.manifest import Reference
 from mmlsm.locks import new_lock
-from mmlsm.read.reader import as_value
+from mmlsm.read.given import as_value
 from mmlsm.space.extents import Extent
 from mmlsm.write.overflow import write_extent, write_stream
 

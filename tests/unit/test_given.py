@@ -1,0 +1,184 @@
+"""What callers give as keys and values: whatever it says of itself, its bytes go in, or a TypeError comes out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmlsm
+
+
+class Liar(bytes):
+    """Answers wrongly whatever it is asked."""
+
+    def __bytes__(self) -> bytes:
+        return self
+
+    def __len__(self) -> int:
+        return 3
+
+    def __hash__(self) -> int:
+        return 7
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return True
+
+
+class Tagged(bytes):
+    """Tells no lie, and is not plain bytes."""
+
+    def __bytes__(self) -> bytes:
+        return self
+
+
+KINDS = (Liar, Tagged)
+LONG = b"a value longer than three"
+
+
+def write_everywhere(db: mmlsm.Database, kind: Callable[[bytes], Any]) -> dict[bytes, bytes]:
+    """A pair by each call that takes one, key and value of this kind; what is to be there."""
+    want: dict[bytes, bytes] = {}
+
+    def pair(name: bytes, value: bytes = LONG) -> tuple[Any, Any]:
+        want[b"key of " + name] = value
+        return kind(b"key of " + name), kind(value)
+
+    db.put(*pair(b"put"))
+    key, value = pair(b"setitem")
+    db[key] = value
+    db.put_many([pair(b"put_many"), pair(b"put_many, second")])
+    db.update(dict([pair(b"update")]))
+    assert db.setdefault(*pair(b"setdefault")) == LONG
+    key, value = pair(b"compare_and_set")
+    assert db.compare_and_set(key, None, kind(b"first"))
+    assert db.compare_and_set(key, b"first", value)
+    with db.batch() as batch:
+        batch.put(*pair(b"batch"))
+        batch.put(kind(b"not to be"), kind(LONG))
+        batch.delete(kind(b"not to be"))
+    with db.begin(write=True) as transaction:
+        transaction.put(*pair(b"transaction"))
+        transaction.replace(*pair(b"replace"))
+        transaction.put(kind(b"not to be"), kind(LONG))
+        transaction.delete(kind(b"not to be"))
+        transaction.put(kind(b"nor this"), kind(LONG))
+        assert transaction.pop(kind(b"nor this")) == LONG
+        transaction.put(kind(b"nor that"), kind(LONG))
+        del transaction[kind(b"nor that")]
+    db.put(*pair(b"large", LONG * 70_000))
+    return want
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_claims_to_be_bytes_goes_in_as_its_own_bytes(path: Path, kind: Callable[[bytes], Any]) -> None:
+    copy = path.with_name("killed.db")
+    with mmlsm.open(path) as db:
+        want = write_everywhere(db, kind)
+        db.put(b"after", b"all")
+        want[b"after"] = b"all"
+        copy.write_bytes(path.read_bytes())
+        assert dict(db.items()) == want
+        assert {type(one) for pair in db.items() for one in pair} == {bytes}
+        db.compact()
+        assert dict(db.items()) == want
+    for one in (path, copy):
+        with mmlsm.open(one) as db:
+            assert dict(db.items()) == want
+
+
+@pytest.mark.parametrize("kind", [*KINDS, bytearray, memoryview])
+@pytest.mark.parametrize("flushed", [False, True])
+def test_what_claims_to_be_bytes_is_looked_up_by_its_own_bytes(open_db: Any, kind: Any, flushed: bool) -> None:
+    db = open_db()
+    db.put_many([(b"key %d" % i, b"%d" % i) for i in range(9)])
+    if flushed:
+        db._engine.flush()
+    key = kind(b"key 5")
+    pair = (b"key 5", b"5")
+    with db.snapshot() as snapshot, db.begin(write=True) as transaction:
+        for reader in (db, snapshot, transaction):
+            assert (reader.get(key), reader[key], key in reader) == (b"5", b"5", True)
+            assert reader.get_many([key, kind(b"none")], b"-") == [b"5", b"-"]
+            assert (bytes(reader.get_view(key)), reader.open_value(key).read(), reader.value_length(key)) == (
+                b"5", b"5", 1)  # fmt: skip
+            assert reader.floor(key) == reader.ceiling(key) == pair
+            assert reader.lower(key) == (b"key 4", b"4")
+            assert reader.higher(key) == (b"key 6", b"6")
+            assert list(reader.items(key, kind(b"key 6"))) == list(reader.items(prefix=key)) == [pair]
+            assert reader.count(prefix=key) == 1
+            assert reader.count(key, kind(b"key 6"), exact=False) <= 1
+            assert reader.count(prefix=key, exact=False) <= 1
+            assert reader.approximate_size(key, key) == 0
+            with reader.cursor() as cursor:
+                assert cursor.seek(key, "==")
+                assert cursor.compare(key) == 0
+    db.delete(key)
+    assert db.pop(kind(b"key 6")) == b"6"
+    del db[kind(b"key 7")]
+    assert list(db.keys(kind(b"key 4"))) == [b"key 4", b"key 8"]
+
+
+class Stream:
+    """Gives what it was made of, as it is."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = list(parts)
+
+    def read(self, size: int) -> Any:
+        return self.parts.pop(0) if self.parts else b""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_of_what_claims_to_be_bytes_is_its_own_bytes(open_db: Any, kind: Any) -> None:
+    db = open_db()
+    db.put(b"short", Stream(kind(LONG), kind(LONG)))
+    assert db[b"short"] == LONG * 2
+    db.put(b"long", Stream(*[kind(bytes(65_536))] * 3, kind(LONG)))
+    assert db[b"long"] == bytes(3 * 65_536) + LONG
+    with pytest.raises(ValueError, match=r"read\(65536\) gave 3000000 bytes"):
+        db.put(b"too much", Stream(kind(bytes(3_000_000))))
+    assert sorted(db) == [b"long", b"short"]
+
+
+class Telling(bytes):
+    """Calls back when it is asked for its bytes."""
+
+    def __new__(cls, content: bytes, tell: Callable[[], object]) -> Telling:
+        made = super().__new__(cls, content)
+        made.tell = tell
+        return made
+
+    tell: Callable[[], object]
+
+    def __bytes__(self) -> bytes:
+        self.tell()
+        return self
+
+    def __len__(self) -> int:
+        self.tell()
+        return 3
+
+
+def test_keys_and_values_are_not_asked_anything(open_db: Any) -> None:
+    db = open_db()
+    asked: list[int] = []
+    with db.batch() as batch, db.begin(write=True) as transaction:
+        for writer in (batch, transaction):
+            writer.put(Telling(b"key", lambda: asked.append(1)), Telling(LONG, lambda: asked.append(1)))
+        transaction.commit()
+    assert db[b"key"] == LONG
+    assert asked == []
+
+
+def test_streams_of_plain_parts_still_go_in(open_db: Any) -> None:
+    db = open_db()
+    db.put(b"a", Stream(bytearray(b"12"), memoryview(b"34"), b"5"))
+    db.put(b"b", io.BytesIO(bytes(200_000)))
+    assert (db[b"a"], db[b"b"]) == (b"12345", bytes(200_000))
