@@ -22,7 +22,7 @@ from mmlsm import limits
 from mmlsm.errors import ClosedError
 from mmlsm.format.manifest import Reference
 from mmlsm.locks import new_lock
-from mmlsm.read.given import as_value
+from mmlsm.read.given import as_value_or_stream
 from mmlsm.space.extents import Extent
 from mmlsm.write.overflow import write_extent, write_stream
 
@@ -126,9 +126,9 @@ class ValueWriter:
         if type(value) is bytes and len(value) < limits.LARGE_VALUE_BYTES:
             return value
         self.drain()
-        if hasattr(value, "read"):
+        data = as_value_or_stream(value)
+        if not isinstance(data, bytes):
             return self.noted(write_stream(self.store.file, self.gate, self.gate, value))
-        data = as_value(value)
         if len(data) < limits.LARGE_VALUE_BYTES:
             return data
         return self.noted(write_extent(self.gate, self.gate, data))

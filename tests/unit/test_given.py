@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import array
+import ctypes
 import io
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,3 +185,111 @@ def test_streams_of_plain_parts_still_go_in(open_db: Any) -> None:
     db.put(b"a", Stream(bytearray(b"12"), memoryview(b"34"), b"5"))
     db.put(b"b", io.BytesIO(bytes(200_000)))
     assert (db[b"a"], db[b"b"]) == (b"12345", bytes(200_000))
+
+
+class Pair(ctypes.Structure):
+    _fields_ = (("one", ctypes.c_uint8), ("other", ctypes.c_uint8))
+
+
+WORDS = array.array("H", [1, 2, 3])
+ROWS = memoryview(bytes(range(12))).cast("B", (3, 4))
+
+
+def mapped(content: bytes) -> mmap.mmap:
+    """Memory that has a `read` as a file has it."""
+    made = mmap.mmap(-1, len(content))
+    made[:] = content
+    return made
+
+
+@pytest.mark.parametrize(
+    ("thing", "content"),
+    [
+        (WORDS, b"\1\0\2\0\3\0"),
+        (array.array("d", [0.0]), bytes(8)),
+        ((ctypes.c_uint8 * 3)(1, 2, 3), b"\1\2\3"),
+        (ctypes.create_string_buffer(b"ab"), b"ab\0"),
+        (Pair(1, 2), b"\1\2"),
+        (mapped(b"a map"), b"a map"),
+        (memoryview(WORDS), b"\1\0\2\0\3\0"),
+        (memoryview(b"abcdef")[::2], b"ace"),
+        (ROWS, bytes(range(12))),
+        (io.BytesIO(b"inside").getbuffer(), b"inside"),
+    ],
+    ids=lambda one: None if isinstance(one, bytes) else type(one).__name__,
+)
+def test_every_buffer_goes_in_as_its_bytes(open_db: Any, thing: Any, content: bytes) -> None:
+    db = open_db()
+    for _ in range(2):
+        db.put(b"value", thing)
+        assert db[b"value"] == content
+    db.put(thing, b"as a key")
+    with db.batch() as batch:
+        batch.put(b"in a batch", thing)
+    with db.begin(write=True) as transaction:
+        transaction.put(b"in a transaction", thing)
+    db.put(b"in a stream", Stream(thing, thing))
+    assert (db[thing], db.get_many([thing]), list(db.keys(thing, thing, include_stop=True))) == (
+        b"as a key", [b"as a key"], [content])  # fmt: skip
+    assert (db[b"in a batch"], db[b"in a transaction"], db[b"in a stream"]) == (content, content, content * 2)
+
+
+def test_a_large_map_goes_in_whole_however_often(open_db: Any) -> None:
+    db = open_db()
+    made = mapped(bytes(range(256)) * 8192)
+    made.seek(1000)
+    for key in (b"a", b"b"):
+        db.put(key, made)
+        assert db[key] == made[:]
+    made.close()
+
+
+class Number:
+    """As NumPy's: an array of no dimension behind a buffer that only C sees."""
+
+    def __float__(self) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        "text", 1, 1.5, None, [1], object(), Number(), bytes,
+        (ctypes.py_object * 1)(1), ctypes.pointer(ctypes.c_int(1)), (ctypes.c_char_p * 1)(b"a"), ctypes.c_void_p(1),
+    ],
+    ids=lambda thing: type(thing).__name__,
+)  # fmt: skip
+def test_what_holds_no_bytes_of_its_own_is_refused(open_db: Any, thing: Any) -> None:
+    db = open_db()
+    word = r"encode\(\)" if isinstance(thing, str) else f"not {type(thing).__name__}: encode it first"
+    for use in (
+        lambda: db.put(thing, b""),
+        lambda: db.put(b"", thing),
+        lambda: db.get(thing),
+        lambda: db.get_many([thing]),
+        lambda: db.floor(thing),
+        lambda: db.cursor().seek(thing),
+        lambda: db.put_many([(b"a", b"1"), (thing, b"")]),
+        lambda: db.put_many([(b"a", b"1"), (b"", thing)]),
+        lambda: db.compare_and_set(thing, None, b""),
+    ):
+        with pytest.raises(TypeError, match=word):
+            use()
+    if thing is not None:
+        for use in (lambda: db.keys(thing), lambda: db.keys(None, thing), lambda: db.keys(prefix=thing)):
+            with pytest.raises(TypeError, match=word):
+                use()
+    assert list(db) == []
+
+
+def test_what_numpy_has_goes_in_but_for_text_numbers_and_objects(open_db: Any) -> None:
+    numpy = pytest.importorskip("numpy")
+    db = open_db()
+    for thing in (numpy.arange(5), numpy.arange(9)[::2], numpy.zeros((2, 3), order="F"), numpy.bytes_(b"a\0b")):
+        db.put(b"a", thing)
+        assert db[b"a"] == thing.tobytes()
+    for thing in (numpy.int64(1), numpy.float32(1), numpy.bool_(1), numpy.datetime64("2020"), numpy.array([object()])):
+        with pytest.raises(TypeError, match="encode it first"):
+            db.put(b"a", thing)
+    with pytest.raises(TypeError, match=r"encode\(\)"):
+        db.put(b"a", numpy.str_("text"))
