@@ -51,9 +51,9 @@ class Batch:
             key = as_key(key)
         if type(value) is not bytes or len(value) >= 1 << 20:
             value = self._values.take(value)
-            if self._items is None:  # ended by the stream's own read()
-                self._values.give_back(value)
-                raise ClosedError("the batch has ended while it took a value")
+        if self._items is not items:  # ended by the stream's own read(), or by other code of what was given
+            self._values.give_back(value)
+            raise ClosedError("the batch has ended while it took a key or value: begin another")
         replaced = items.get(key)
         items[key] = value
         if replaced is not None and type(replaced) is not bytes:
@@ -63,8 +63,8 @@ class Batch:
 
     def delete(self, key: bytes) -> None:
         """Delete `key`, there or not."""
-        items = self._open()
         key = as_key(key)
+        items = self._open()
         replaced = items.get(key)
         items[key] = None
         self._values.give_back(replaced)

@@ -129,9 +129,9 @@ class Transaction(Reader):
         """Set `key` to `value`: bytes-like, or a readable binary stream of any length."""
         values, key = self._writable(), as_key(key)
         taken = values.take(value)
-        if self._finished:  # by the stream's own read()
+        if self._finished:  # by the stream's own read(), or by other code of what was given
             values.give_back(taken)
-            raise ClosedError("the transaction has ended while it took a value")
+            raise ClosedError("the transaction has ended while it took a key or value: begin another")
         self._set(key, taken)
 
     def __setitem__(self, key: bytes, value: Any) -> None:
@@ -139,10 +139,12 @@ class Transaction(Reader):
 
     def delete(self, key: bytes) -> None:
         """Delete `key`, there or not."""
+        key = as_key(key)
         self._writable()
-        self._set(as_key(key), None)
+        self._set(key, None)
 
     def __delitem__(self, key: bytes) -> None:
+        key = as_key(key)
         self._writable()
         if key not in self:
             raise KeyError(key)
@@ -150,6 +152,7 @@ class Transaction(Reader):
 
     def pop(self, key: bytes, default: Any = MISSING) -> Any:
         """Delete `key` and answer its value; `default`, or KeyError, where it is absent."""
+        key = as_key(key)
         self._writable()
         value = self.get(key)
         if value is None:
@@ -161,6 +164,7 @@ class Transaction(Reader):
 
     def replace(self, key: bytes, value: Any) -> bytes | None:
         """Set `key` to `value` and answer what it was, None where it was absent."""
+        key = as_key(key)
         self._writable()
         old: bytes | None = self.get(key)
         self.put(key, value)

@@ -293,3 +293,29 @@ def test_what_numpy_has_goes_in_but_for_text_numbers_and_objects(open_db: Any) -
             db.put(b"a", thing)
     with pytest.raises(TypeError, match=r"encode\(\)"):
         db.put(b"a", numpy.str_("text"))
+
+
+class Sneaking(type):
+    """Its objects do something when their class is looked at."""
+
+    act: Callable[[], object]
+
+    def __getattr__(cls, name: str) -> Any:
+        cls.act()
+        raise AttributeError(name)
+
+
+def test_keys_that_end_what_takes_them_are_not_taken(open_db: Any) -> None:
+    db = open_db()
+    for use in (
+        lambda batch, key: batch.put(key, b"1"),
+        lambda batch, key: batch.put(b"key", key),
+        lambda batch, key: batch.delete(key),
+    ):
+        for begin in (db.batch, lambda: db.begin(write=True)):
+            writer = begin()
+            writer.put(b"before", b"1")
+            kind = Sneaking("kind", (bytearray,), {"act": staticmethod(writer.commit)})
+            with pytest.raises(mmlsm.ClosedError):
+                use(writer, kind(b"key"))
+    assert list(db) == [b"before"]
