@@ -20,7 +20,7 @@ from mmlsm.check import Report
 from mmlsm.engine import Engine
 from mmlsm.errors import ClosedError, ConflictError, ReadOnlyError
 from mmlsm.file import SYSTEM, System
-from mmlsm.read.given import as_key
+from mmlsm.read.given import as_key, as_value, as_value_or_stream
 from mmlsm.read.reader import MISSING, Reader, ReadState
 from mmlsm.read.snapshot import Held, Hold, Holders, SeqPin, Snapshot
 from mmlsm.settings import DURABILITIES, Allocation, Durability, Settings, Verify
@@ -108,6 +108,7 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
 
     def setdefault(self, key: bytes, default: Any = b"") -> bytes:
         """The value of `key`, which is set to `default`, whatever `put` takes, where it is absent."""
+        default = as_value_or_stream(default)
         with self.begin(write=True) as transaction:
             value: bytes | None = transaction.get(key)
             if value is None:
@@ -144,8 +145,11 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
 
     def compare_and_set(self, key: bytes, expected: bytes | None, new: Any) -> bool:
         """Set `key` to `new` if its value is `expected`; None means absent, in both places. Whether it was."""
+        # Before anything is looked at: what is no value is an error whatever there is now.
+        wanted = None if expected is None else as_value(expected)
+        new = None if new is None else as_value_or_stream(new)
         with self.begin(write=True) as transaction:
-            if transaction.get(key) != expected:
+            if transaction.get(key) != wanted:
                 transaction.abort()
                 return False
             if new is None:

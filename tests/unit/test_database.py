@@ -166,6 +166,21 @@ def test_compare_and_set(open_db) -> None:
     assert db.compare_and_set(b"a", None, None)
 
 
+def test_compare_and_set_of_what_is_no_value_is_an_error_whatever_is_there(open_db) -> None:
+    db = open_db()
+    db[b"a"] = b"1"
+    for key in (b"a", b"absent"):
+        for expected, new in (("1", b"2"), (1, b"2"), ([b"1"], b"2"), (b"other", "2"), (b"other", 2)):
+            with pytest.raises(TypeError, match="values are bytes"):
+                db.compare_and_set(key, expected, new)
+        with pytest.raises(TypeError, match=r"encode\(\)"):
+            db.setdefault(key, "1")
+    assert db.compare_and_set(b"a", bytearray(b"1"), memoryview(b"2"))
+    assert not db.compare_and_set(b"a", b"1", io.BytesIO(b"never"))
+    assert db.compare_and_set(b"a", b"2", io.BytesIO(b"3"))
+    assert list(db.items()) == [(b"a", b"3")]
+
+
 def test_get_many_is_aligned_and_of_one_state(open_db) -> None:
     db = open_db(memtable_bytes=4096)
     db.update({b"%d" % i: b"v%d" % i for i in range(100)})

@@ -61,7 +61,8 @@ def write_everywhere(db: mmlsm.Database, kind: Callable[[bytes], Any]) -> dict[b
     assert db.setdefault(*pair(b"setdefault")) == LONG
     key, value = pair(b"compare_and_set")
     assert db.compare_and_set(key, None, kind(b"first"))
-    assert db.compare_and_set(key, b"first", value)
+    assert db.compare_and_set(key, kind(b"first"), value)
+    assert not db.compare_and_set(key, kind(b"other"), kind(b"never"))
     with db.batch() as batch:
         batch.put(*pair(b"batch"))
         batch.put(kind(b"not to be"), kind(LONG))
@@ -231,6 +232,7 @@ def test_every_buffer_goes_in_as_its_bytes(open_db: Any, thing: Any, content: by
     db.put(b"in a stream", Stream(thing, thing))
     assert (db[thing], db.get_many([thing]), list(db.keys(thing, thing, include_stop=True))) == (
         b"as a key", [b"as a key"], [content])  # fmt: skip
+    assert db.compare_and_set(b"value", thing, b"other")
     assert (db[b"in a batch"], db[b"in a transaction"], db[b"in a stream"]) == (content, content, content * 2)
 
 
