@@ -160,14 +160,11 @@ class Reader:
 
         Cheaper a key than `get`: the batch goes down the trees abreast, outside the GIL.
         """
-        still: Reader = self.still()
-        self.life.check()
-        if still.state is None:
-            raise ClosedError("this handle is closed")
-        wanted = list(keys)
+        wanted = list(keys)  # first: what makes them may end this reader
         for i in range(len(wanted)):
             wanted[i] = self.key_of(wanted[i])
-        values: list = BatchGet(still.state, wanted).run(still.seq)
+        still: Reader = self.still()
+        values: list = BatchGet(still.opened(), wanted).run(still.seq)
         if default is not None:
             for i in range(len(values)):
                 if values[i] is None:

@@ -191,6 +191,27 @@ def test_get_many_is_aligned_and_of_one_state(open_db) -> None:
     assert db.get_many([]) == []
 
 
+def test_get_many_of_keys_whose_making_ends_the_reader_says_that_it_has_ended(open_db, path: Path) -> None:
+    db = open_db(durability="full")
+    db.update({b"%d" % i: b"v%d" % i for i in range(100)})
+
+    def keys(end):
+        yield b"1"
+        end()
+        yield b"2"
+
+    for flushed in (False, True):
+        if flushed:
+            db._engine.flush()
+        writing = db.begin(write=True)
+        writing.put(b"mine", b"1")
+        for reader in (writing, db.begin(), db.snapshot()):
+            with pytest.raises(mmlsm.ClosedError):
+                reader.get_many(keys(reader.close))
+    with pytest.raises(mmlsm.ClosedError):
+        db.get_many(keys(db.close))
+
+
 def test_a_dropped_batch_leaves_nothing(open_db) -> None:
     db = open_db()
     with pytest.raises(ZeroDivisionError), db.batch() as batch:  # noqa: PT012
