@@ -37,6 +37,16 @@ def prefix_end(prefix: bytes) -> bytes | None:
     return stripped[:last] + bytes([stripped[last] + 1]) if stripped else None
 
 
+def bounds_of(start: object, stop: object, prefix: object) -> tuple[bytes | None, bytes | None]:
+    """A range's bounds as bytes, from its own or from a prefix; ValueError for both."""
+    if prefix is None:
+        return bound_of(start), bound_of(stop)
+    if start is not None or stop is not None:
+        raise ValueError("give prefix, or start and stop, not both")
+    least = bound_of(prefix)
+    return least, prefix_end(least)
+
+
 def not_copied(handle: object) -> TypeError:
     """What to tell who would pickle a handle or copy it."""
     name = type(handle).__name__
@@ -49,11 +59,8 @@ class Range:
     __slots__ = ("_include_start", "_include_stop", "_limit", "_reader", "_reverse", "_start", "_stop", "_what")
 
     def __init__(self, reader, what, start, stop, prefix, reverse, include_start, include_stop, limit) -> None:
+        start, stop = bounds_of(start, stop, prefix)
         if prefix is not None:
-            if start is not None or stop is not None:
-                raise ValueError("give prefix, or start and stop, not both")
-            start = bound_of(prefix)
-            stop = prefix_end(start)
             include_start, include_stop = True, False
         limit = MANY if limit is None else min(operator.index(limit), MANY)
         if limit < 0:
@@ -61,8 +68,8 @@ class Range:
         reader.life.check_open()
         self._reader = reader
         self._what = what
-        self._start = bound_of(start)
-        self._stop = bound_of(stop)
+        self._start = start
+        self._stop = stop
         self._reverse = bool(reverse)
         self._include_start = bool(include_start)
         self._include_stop = bool(include_stop)

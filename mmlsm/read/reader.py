@@ -33,7 +33,7 @@ else:
 from mmlsm.errors import ClosedError
 from mmlsm.format.manifest import Reference
 from mmlsm.read.batch_get import BatchGet
-from mmlsm.read.cursor import Cursor, Range, not_copied, prefix_end
+from mmlsm.read.cursor import Cursor, Range, bounds_of, not_copied
 from mmlsm.read.given import as_key
 from mmlsm.read.pages import Pages, read_payload
 from mmlsm.read.table_source import TableSource
@@ -315,24 +315,24 @@ class Reader:
             for _ in self.keys(start, stop, prefix=prefix):
                 total += 1
             return total
-        if prefix is not None:
-            start, stop = as_key(prefix), prefix_end(as_key(prefix))
+        start, stop = bounds_of(start, stop, prefix)
         still: Reader = self.still()
         state: ReadState = still.opened()
         estimate = sum(len(table.entries) for table in state.tables) if start is None and stop is None else 0
         for segment in state.segments:
-            high = segment.entries if stop is None else segment.rank(as_key(stop))
-            estimate += max(0, high - (0 if start is None else segment.rank(as_key(start))))
+            high = segment.entries if stop is None else segment.rank(stop)
+            estimate += max(0, high - (0 if start is None else segment.rank(start)))
         return estimate
 
     def approximate_size(self, start=None, stop=None) -> int:
         """About how many bytes of the file the range takes, from the parents alone."""
+        start, stop = bounds_of(start, stop, None)
         still: Reader = self.still()
         state: ReadState = still.opened()
         size = 0
         for segment in state.segments:
-            high = segment.entries if stop is None else segment.rank(as_key(stop))
-            share = max(0, high - (0 if start is None else segment.rank(as_key(start))))
+            high = segment.entries if stop is None else segment.rank(stop)
+            share = max(0, high - (0 if start is None else segment.rank(start)))
             size += segment.record.pages * 4096 * share // max(1, segment.entries)
         return size
 

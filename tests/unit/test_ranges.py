@@ -153,3 +153,16 @@ def test_estimates_come_from_the_parents(open_db: Any) -> None:
     assert 0.4 < half / db.approximate_size() < 0.6
     assert db.approximate_size(b"5") == 0
     assert db.count(b"9", b"1", exact=False) == 0
+
+
+def test_a_count_takes_a_prefix_or_bounds_however_exact(open_db: Any) -> None:
+    db = open_db()
+    db.update({b"%04d" % i: b"" for i in range(100)})
+    db._engine.flush()
+    for exact in (True, False):
+        for bounds in ((b"00", None), (None, b"00"), (b"00", b"01")):
+            with pytest.raises(ValueError, match="give prefix, or start and stop, not both"):
+                db.count(*bounds, prefix=b"00", exact=exact)
+        assert db.count(bytes(70_000), exact=exact) == 100
+        assert db.count(None, b"1" * 70_000, exact=exact) == 100
+    assert db.approximate_size(bytes(70_000)) == db.approximate_size()
