@@ -23,7 +23,7 @@ from mmlsm.file import SYSTEM, System
 from mmlsm.read.given import as_key, as_value, as_value_or_stream
 from mmlsm.read.reader import MISSING, Reader, ReadState
 from mmlsm.read.snapshot import Held, Hold, Holders, SeqPin, Snapshot
-from mmlsm.settings import DURABILITIES, Allocation, Durability, Settings, Verify
+from mmlsm.settings import Allocation, Durability, Settings, Verify, durability_of
 from mmlsm.stats import MergeStats, SegmentStats, SpaceStats, StallStats, Stats, pin_stats, told, trouble_of
 from mmlsm.write.batch import Batch
 from mmlsm.write.merge_jobs import levels_of
@@ -160,8 +160,8 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
 
     def batch(self, *, durability: Durability | None = None) -> Batch:
         """Collect writes and commit them as one at the end of a `with` block; dropped on an exception."""
-        self._check_durability(durability)
-        return Batch(self._commit, self._values(), durability, self.life)
+        mode = None if durability is None else durability_of(durability)
+        return Batch(self._commit, self._values(), mode, self.life)
 
     def begin(self, write: bool = False, *, timeout: float | None = None) -> Transaction:
         """A transaction. `write`: the one writer, first come first served; LockTimeout after `timeout` seconds."""
@@ -254,11 +254,6 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
             if committer is None or committer.failure is None:
                 for value in items.values():
                     (give or self._engine.values.give_back)(value)
-
-    @staticmethod
-    def _check_durability(durability: str | None) -> None:
-        if durability is not None and durability not in DURABILITIES:
-            raise ValueError(f"durability={durability!r}: choose one of {', '.join(map(repr, DURABILITIES))}")
 
     # -- the rest
 

@@ -28,7 +28,7 @@ from mmlsm.read.reader import ReadState
 from mmlsm.read.segment import Segment
 from mmlsm.read.version import Version
 from mmlsm.register import Entry, entry_of
-from mmlsm.settings import DURABILITIES, Durability, Settings
+from mmlsm.settings import Durability, Settings, durability_of
 from mmlsm.space.allocator import Allocator
 from mmlsm.space.bitmap import Bitmap
 from mmlsm.space.extents import Extent
@@ -246,10 +246,8 @@ class Engine:
 
     def commit(self, items: Any, durability: Durability | None, *, locked: bool = False) -> int:
         """Commit pairs as one; the seq. The write lock, if the caller has it, is given up in any case."""
-        mode = durability or self.settings.durability
         try:
-            if mode not in DURABILITIES:
-                raise ValueError(f"durability={mode!r}: choose one of {', '.join(map(repr, DURABILITIES))}")
+            mode = self.settings.durability if durability is None else durability_of(durability)
             self.life.check_open()
             committer = self.committer or self._begin_committing()
             if not locked:

@@ -48,6 +48,7 @@ NODE_ENTRIES_MAX: Final = 8192
 
 MEMTABLE_BYTES_MIN: Final = 4096
 MEMTABLE_BYTES_DEFAULT: Final = 64 << 20
+MEMTABLE_BYTES_MAX: Final = 1 << 40
 
 NUMBER_MAX: Final = 1 << 62
 """No generation, install, id, seq or count in a file is above this, so that sums and next ones fit into 64 bits."""
@@ -61,6 +62,7 @@ SEQ_CEILING_STEP: Final = 1 << 40
 assert LEAF_BYTES_MIN % PAGE_BYTES == 0 and LEAF_BYTES_MAX // PAGE_BYTES <= 8
 assert KEY_BYTES_MAX < CHUNK_BYTES, "an overflow key is one chunk, so one sum covers it"
 assert KEY_PART_BYTES <= LEAF_BYTES_MIN // KEY_INLINE_FRACTION
+assert MEMTABLE_BYTES_MAX <= FILE_PAGES_MAX * PAGE_BYTES // 16, "the log of all memtables that wait fits into a file"
 assert LEAF_BYTES_MAX <= 0xFFFF, "offsets inside a page are 16 bits wide"
 assert (
     LEAF_BYTES_MIN

@@ -2,15 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal, SupportsFloat
 
 from mmlsm import limits
 
 Durability = Literal["full", "group", "off"]
 DURABILITIES = ("full", "group", "off")
 Verify = Literal["first-read", "always", "never"]
+VERIFIES = ("first-read", "always", "never")
 Allocation = Literal["earliest", "best"]
+ALLOCATIONS = ("earliest", "best")
+
+
+def switch(name: str, value: Any) -> bool:
+    """A bool, and nothing that is only taken for one: "no" is true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: must be True or False")
+    return value
+
+
+def whole(name: str, value: Any) -> int:
+    """An int of anything that is one, as NumPy's are; a bool is not meant as one."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name}={value!r}: must be a whole number, not {type(value).__name__}")
+    return operator.index(value)
+
+
+def real(name: str, value: Any) -> float:
+    """A float of any real number."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name}={value!r}: must be a number of seconds or a share, not {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name}={value!r}: too large") from None
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
+    """One of `allowed`, as plain str."""
+    plain = str.__str__(value) if isinstance(value, str) else None
+    if plain not in allowed:
+        kind = TypeError if plain is None else ValueError
+        raise kind(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}")
+    return plain
+
+
+def durability_of(value: Any) -> Durability:
+    """What a commit is asked for."""
+    chosen: Durability = choice("durability", value, DURABILITIES)
+    return chosen
+
+
+KINDS: Final[dict[str, Callable[[str, Any], Any]]] = {
+    "bool": switch,
+    "int": whole,
+    "float": real,
+    "Durability": lambda name, value: choice(name, value, DURABILITIES),
+    "Verify": lambda name, value: choice(name, value, VERIFIES),
+    "Allocation": lambda name, value: choice(name, value, ALLOCATIONS),
+}
+"""By a field's annotation: what makes a value of that type of what was given, or a TypeError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,22 +102,20 @@ class Settings:
     """Size of a log extent, once the log has grown to need whole ones."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("durability", DURABILITIES),
-            ("verify", ("first-read", "always", "never")),
-            ("allocation", ("earliest", "best")),
-        ):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}")
+        for field in fields(self):
+            value = KINDS[str(field.type)](field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
         leaf = self.leaf_bytes
         if leaf % limits.PAGE_BYTES or not limits.LEAF_BYTES_MIN <= leaf <= limits.LEAF_BYTES_MAX:
             raise ValueError(
                 f"leaf_bytes={leaf}: must be a multiple of {limits.PAGE_BYTES} "
                 f"from {limits.LEAF_BYTES_MIN} to {limits.LEAF_BYTES_MAX}"
             )
-        if self.memtable_bytes < limits.MEMTABLE_BYTES_MIN:
-            raise ValueError(f"memtable_bytes={self.memtable_bytes}: must be at least {limits.MEMTABLE_BYTES_MIN}")
+        if not limits.MEMTABLE_BYTES_MIN <= self.memtable_bytes <= limits.MEMTABLE_BYTES_MAX:
+            raise ValueError(
+                f"memtable_bytes={self.memtable_bytes}: must be "
+                f"from {limits.MEMTABLE_BYTES_MIN} to {limits.MEMTABLE_BYTES_MAX}"
+            )
         if not self.group_interval > 0:
             raise ValueError(f"group_interval={self.group_interval}: must be more than 0 seconds")
         if self.fan_out < 2 or self.bottom_ratio < 1 or self.slice_bytes < 1 or self.reuse_leaves_min < 1:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from mmlsm import limits
 from mmlsm.cli import arguments
 from mmlsm.cli.arguments import Commands, UsageError
 from mmlsm.cli.output import Output
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.data is not None and (args.roots or args.max_files):
         raise UsageError("give folders, or --data, not both")
+    if (args.memtable_mib or 0) << 20 > limits.MEMTABLE_BYTES_MAX:
+        raise UsageError(f"--memtable-mib {args.memtable_mib}: at most {limits.MEMTABLE_BYTES_MAX >> 20:,}")
     roots = tuple(args.roots) or tuple(path for path in (Path(sys.prefix), Path("/usr")) if path.is_dir())
     plan = demo.Plan(
         roots=roots,

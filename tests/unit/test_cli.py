@@ -333,6 +333,7 @@ def test_a_locked_file_is_one_line(run: Run, filled: Path) -> None:
         ["put", "FILE", "k" * 65536, "value"],
         ["dump", "FILE", "--json"],
         ["demo", "--threads", "0"],
+        ["demo", "--memtable-mib", "1048577"],
         ["demo", "no such folder"],
         ["demo", "--data", "no such file"],
         ["demo", ".", "--data", "x"],
