@@ -6,12 +6,20 @@ I1. `over` is true only when nothing of `work` runs any more. CPython's `join` a
 
 from __future__ import annotations
 
+import errno
 import threading
 from _thread import allocate_lock
 from typing import Any, Final
 
+from mmlsm.errors import StorageError
+
 START_S: Final = 20.0
 """A thread that has not begun by then is given up: the system had no room for it."""
+
+ADVICE: Final = (
+    "writing takes two threads: raise the limit of threads (ulimit -u, a container's pids), free memory, or open with "
+    "readonly=True, which takes none"
+)
 
 LOOK_S: Final = 0.02
 """Who waits for a thread's end looks so often whether it has come."""
@@ -71,16 +79,16 @@ class Worker(threading.Thread):
             self._end.release()
 
     def start(self) -> None:
-        """MemoryError where the system has no room for one more thread."""
+        """StorageError where the system has no room for one more thread."""
         try:
             super().start()
             if not self._started.is_set():
-                raise MemoryError(f"{self.name}: the thread ended before its first step")
+                raise RuntimeError("the thread ended before its first step")
         except BaseException as error:
             self._given_up = True
             getattr(threading, "_limbo", {}).pop(self, None)
             if isinstance(error, RuntimeError):  # "can't start new thread"
-                raise MemoryError(f"{self.name}: {error}") from error
+                raise StorageError(errno.EAGAIN, f"{self.name}: {error}; {ADVICE}") from error
             raise
 
     @property
