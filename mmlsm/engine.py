@@ -19,7 +19,7 @@ from typing import Any
 from mmlsm import closing, limits
 from mmlsm.check import Layout, Report, check_file, layout_at_rest, root_problems
 from mmlsm.errors import Error, LockTimeout, ReadOnlyError
-from mmlsm.file import File, System, open_file, open_memory
+from mmlsm.file import File, System, name_of, open_file, open_memory
 from mmlsm.format.superblock import NO_LOG
 from mmlsm.headroom import FRAMES_LEAST, make_sure_of
 from mmlsm.locks import FairLock, new_lock
@@ -74,7 +74,7 @@ class Engine:
         self.closing_step = 0
         self.closing_errors: list[BaseException] = []
         self._on_publish: Callable[[int], object] = lambda seq: None
-        if str(path) == ":memory:":
+        if name_of(path) == ":memory:":
             self.file: File = open_memory(system=system)
             with contextlib.closing(self.file.channel()) as channel:
                 channel.pwrite(0, first_image())

@@ -33,7 +33,8 @@ from mmlsm.errors import Error, StorageError
 from mmlsm.handle import DiskFile, File, MemoryFile, after_fork_in_child
 from mmlsm.limits import HEADER_PAGES, PAGE_BYTES
 
-__all__ = ["SYSTEM", "Channel", "File", "PinnedMap", "System", "directory_sync", "open_file", "open_memory"]
+__all__ = ["SYSTEM", "Channel", "File", "PinnedMap", "System", "directory_sync", "name_of", "open_file", "open_memory",
+           "place_of"]  # fmt: skip
 
 try:
     import fcntl
@@ -199,6 +200,31 @@ if hasattr(os, "register_at_fork"):
 # ---- opening
 
 
+def name_of(path: str | os.PathLike[str]) -> str:
+    """A path as str; TypeError where it is none, ValueError where no file can have such a name."""
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str):
+        raise TypeError(f"a path is a str or a Path, not {type(name).__name__}")
+    try:
+        plain = os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"no file can be named {name!r}: {error.reason}") from error
+    if b"\0" in plain:
+        raise ValueError(f"no file can be named {name!r}: there is a NUL in it")
+    return name
+
+
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """A path from the root on; StorageError where it is relative to a directory that is gone."""
+    name = name_of(path)
+    try:
+        return Path(os.path.abspath(name))
+    except OSError as error:
+        raise StorageError(
+            error.errno, f"{name} cannot be found from the working directory ({error.strerror}); give an absolute path"
+        ) from error
+
+
 def open_memory(*, system: System = SYSTEM) -> File:
     """A new, empty file in memory."""
     check_platform()
@@ -228,7 +254,7 @@ def open_file(
     that was there already: what it raises refuses the file, which is then left untouched.
     """
     check_platform()
-    shown = Path(os.path.abspath(path))
+    shown = place_of(path)
     image = first_image if create and not readonly else None
     try:
         data = _open_or_create(system, shown, readonly, image)

@@ -22,7 +22,7 @@ from mmlsm import limits
 from mmlsm.channel import refused
 from mmlsm.database import Database
 from mmlsm.errors import CorruptionError, Error, FormatError, StorageError, without_advice
-from mmlsm.file import SYSTEM, open_file
+from mmlsm.file import SYSTEM, open_file, place_of
 from mmlsm.format.manifest import Manifest, Reference, SegmentRecord
 from mmlsm.read.pages import read_chunks, read_payload
 from mmlsm.rescue.orphans import Gap, Search
@@ -56,7 +56,7 @@ def salvage(
     FormatError: no database, or of a format that this program does not know. StorageError: `path` is not there, `out`
     is there already, or cannot be written. Cost: two reads of the file at most, constant memory for values of any size.
     """
-    out = Path(out).absolute()
+    out = place_of(out)
     claim(out)
     try:
         with contextlib.closing(open_file(path, readonly=True, create=False, system=system)) as file:
