@@ -6,11 +6,14 @@ I1. A close that is cut off, by Ctrl-C or whatever a signal's handler raises, cl
     what it was doing is done again, but for the flush and the clean end, without which the log is replayed at the next
     open. Cut off once more in between, it goes on at the next call.
 I2. The file's locks go when neither thread runs any more.
+I3. Once the interpreter is ending, nobody is waited for: its other threads stand still for ever wherever they were,
+    maybe with a lock. What is left open then is as after kill -9, and what only the buffer had (`off`) is written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, Final
 
 from mmlsm.errors import Error
@@ -27,6 +30,9 @@ TRIES_MOST: Final = 100
 def close(engine: Engine) -> None:
     """Flush, join both threads, leave a clean file; raises the first thing that went wrong. Twice is no error."""
     engine.file.check_not_forked()
+    if sys.is_finalizing():
+        close_at_exit(engine)
+        return
     steps, again, count = STEPS, AGAIN, COUNT
     with engine.close_lock:
         while engine.closing_step < count:
@@ -41,6 +47,21 @@ def close(engine: Engine) -> None:
         errors, engine.closing_errors = engine.closing_errors, []
     if errors:
         raise errors[0]
+
+
+def close_at_exit(engine: Engine) -> None:
+    """Write what only the buffer has, if no thread stands in the way, and say that it is closed (I3).
+
+    The file's locks go with the process: a thread may be in a system call still, and write.
+    """
+    engine.life.end(1)
+    committer = engine.committer
+    if committer is None or committer.written_end == committer.log.end:
+        return
+    locks = committer.order_lock, committer._flush_lock, engine.pins._lock, engine.file._guard
+    if committer._leader is not None or any(lock.locked() for lock in locks):
+        raise Error("the interpreter is ending, and a thread stands still in a commit: what was not synced may be lost")
+    committer.sync()
 
 
 def end_commits(engine: Engine) -> None:

@@ -11,6 +11,7 @@ I2. `close` leaves a file whose log is empty and whose superblock says clean, or
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,8 @@ class Engine:
     """One open database, until it is closed or `owner`, which is referred to weakly, is gone."""
 
     def __init__(self, path: str | Path, settings: Settings, system: System, owner: object) -> None:
+        if sys.is_finalizing():
+            raise Error("the interpreter is ending: no database can be opened any more")
         self.settings = settings
         self.life = Life()
         self.pins = Pins(debug=settings.debug)

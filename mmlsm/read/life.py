@@ -2,6 +2,9 @@
 """Life: the one flag that tells every handle of a database that it has ended.
 
 Any thread reads it; it is set once, at close or in a forked child.
+
+I1. Once the interpreter is ending, its other threads stand still for ever wherever they were, maybe with a lock: no
+    call begins any more, whether the database was closed or not.
 """
 
 from __future__ import annotations
@@ -9,6 +12,9 @@ from __future__ import annotations
 import cython
 
 from mmlsm.errors import ClosedError, ForkError
+
+if not cython.compiled:
+    from sys import is_finalizing
 
 
 @cython.final
@@ -25,6 +31,8 @@ class Life:
             raise ClosedError("the database is closed: open it again")
         if self.ended == 2:
             raise ForkError("this process was forked from the one that opened the database: open it anew in the child")
+        if is_finalizing():
+            raise ClosedError("the interpreter is ending: use a database in atexit handlers at the latest")
         return 0
 
     def check_open(self) -> None:

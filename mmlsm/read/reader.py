@@ -111,8 +111,7 @@ class Reader:
         position: int64_t
         h: uint64_t = 0
         n: cython.Py_ssize_t = len(key)
-        if self.life.ended != 0:
-            self.life.check()
+        self.life.check()
         if state is None:
             raise ClosedError("this handle is closed")
         for table in state.tables:

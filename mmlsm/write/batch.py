@@ -50,6 +50,7 @@ class Batch:
         if type(key) is not bytes or len(key) > 65535:
             key = as_key(key)
         if type(value) is not bytes or len(value) >= 1 << 20:
+            self._life.check_open()
             value = self._values.take(value)
         if self._items is not items:  # ended by the stream's own read(), or by other code of what was given
             self._values.give_back(value)

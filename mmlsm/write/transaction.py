@@ -10,6 +10,7 @@ I2. However it ends - commit, abort, an exception, the collector, `close()` - th
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -233,7 +234,7 @@ class Transaction(Reader):
             self.life.check_open()
             return self._commit(items, durability, self._drop)
         finally:
-            if self._tenure is not None:
+            if self._tenure is not None and not sys.is_finalizing():  # then nobody is there to be given the lock
                 lock, tenure = self._tenure
                 tries = 0
                 while lock.tenure == tenure and tries < TRIES_MOST:  # no call before the one that is tried again

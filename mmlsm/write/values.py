@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 import time
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
@@ -87,7 +88,9 @@ class Gate:
             return self.allocator.extend(extent, count, claim)
 
     def give_back(self, extent: tuple[int, int], claim: Claim | None = None, left: Extent | None = None) -> None:
-        """As Allocator.give_back; nothing once shut, for close gives everything back."""
+        """As Allocator.give_back; nothing once shut, for close gives everything back, or the interpreter's end."""
+        if sys.is_finalizing():
+            return
         with self.lock:
             if not self.shut:
                 self.allocator.give_back(extent, claim, left)

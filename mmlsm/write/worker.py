@@ -11,7 +11,7 @@ import threading
 from _thread import allocate_lock
 from typing import Any, Final
 
-from mmlsm.errors import StorageError
+from mmlsm.errors import Error, StorageError
 
 START_S: Final = 20.0
 """A thread that has not begun by then is given up: the system had no room for it."""
@@ -79,7 +79,7 @@ class Worker(threading.Thread):
             self._end.release()
 
     def start(self) -> None:
-        """StorageError where the system has no room for one more thread."""
+        """StorageError where the system has no room for one more thread, Error where the interpreter begins none."""
         try:
             super().start()
             if not self._started.is_set():
@@ -87,6 +87,8 @@ class Worker(threading.Thread):
         except BaseException as error:
             self._given_up = True
             getattr(threading, "_limbo", {}).pop(self, None)
+            if isinstance(error, RuntimeError) and "shutdown" in str(error):  # Python 3.12, from atexit handlers on
+                raise Error(f"the interpreter is ending, and no thread can begin any more ({error})") from error
             if isinstance(error, RuntimeError):  # "can't start new thread"
                 raise StorageError(errno.EAGAIN, f"{self.name}: {error}; {ADVICE}") from error
             raise
