@@ -183,11 +183,13 @@ def read_node(file, page: int, pages: int, segment_id: int | None) -> bytes:
     return data
 
 
-def damaged_extent(reference: Reference, segment_id: int | None) -> CorruptionError:
-    """The error for an overflow extent whose bytes are not what was written."""
+def damaged_extent(reference: Reference, at: int, segment_id: int | None) -> CorruptionError:
+    """The error for an overflow extent whose bytes are not what was written, from that one of the file on."""
+    page = at // limits.PAGE_BYTES
     return CorruptionError(
-        f"page {reference.page}: overflow extent of {reference.length} bytes is damaged or cut short",
-        page=reference.page,
+        f"page {page}: the overflow extent of {reference.length} bytes from page {reference.page} on is damaged or cut "
+        "short",
+        page=page,
         segment=segment_id,
     )
 
@@ -200,7 +202,7 @@ def read_sums(file, reference: Reference, segment_id: int | None) -> tuple[int, 
     start = reference.page * limits.PAGE_BYTES + (reference.length + 7) // 8 * 8
     data = file.pread(start, 8 * count)
     if len(data) != 8 * count or checksum(data) != reference.sum:
-        raise damaged_extent(reference, segment_id)
+        raise damaged_extent(reference, start, segment_id)
     return struct.unpack(f"<{count}Q", data)
 
 
@@ -215,7 +217,7 @@ def read_chunks(file, reference: Reference, start: int, stop: int, verify_never:
         size = min(limits.CHUNK_BYTES, reference.length - at)
         data = file.pread(base + at, size)
         if len(data) != size or (not verify_never and checksum(data) != sums[i]):
-            raise damaged_extent(reference, segment_id)
+            raise damaged_extent(reference, base + at, segment_id)
         yield data[max(start - at, 0) : stop - at]
 
 

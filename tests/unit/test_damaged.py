@@ -327,15 +327,19 @@ def test_two_references_of_unlike_length_to_one_extent_read_nothing_past_the_fil
                     list(db.items())
 
 
-def test_a_damaged_large_value_is_told_with_page_and_segment_whichever_way_it_is_read(path: Path) -> None:
-    value = random.Random(1).randbytes(200_000)
+@pytest.mark.parametrize(("offset", "page"), [(5, 0), (70_000, 16), (209_990, 48), (210_005, 51)])
+def test_a_damaged_large_value_is_told_with_page_and_segment_whichever_way_it_is_read(
+    path: Path, offset: int, page: int
+) -> None:
+    """`page`: where the piece of it begins that has a sum of its own, or where the sums stand."""
+    value = random.Random(1).randbytes(210_000)
     with mmlsm.open(path) as db:
         db.put(b"large", io.BytesIO(value))  # not in the log
         db._engine.flush()
         (segment,) = db._engine.store.segments
     image = path.read_bytes()
     at = image.index(value)
-    path.write_bytes(image[: at + 70_000] + b"damage" + image[at + 70_006 :])
+    path.write_bytes(image[: at + offset] + b"damage" + image[at + offset + 6 :])
     with mmlsm.open(path, readonly=True) as db:
         for ask in (
             lambda: db[b"large"],
@@ -346,7 +350,7 @@ def test_a_damaged_large_value_is_told_with_page_and_segment_whichever_way_it_is
         ):
             with pytest.raises(mmlsm.CorruptionError) as caught:
                 ask()
-            assert (caught.value.page, caught.value.segment) == (at // PAGE, segment)
+            assert (caught.value.page, caught.value.segment) == (at // PAGE + page, segment)
 
 
 # -- files that others cut
