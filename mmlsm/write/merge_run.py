@@ -130,12 +130,17 @@ class Run:
             self.inputs[source].serve(core, source, self.writer)
 
     def move(self) -> None:
-        """Copy the extents of an entry that reach beyond the cut to earlier pages, where there is room for them."""
+        """Copy the extents of an entry that reach beyond the cut to earlier pages, where there is room for them.
+
+        REQUIRES one input: merges of several have no cut.
+        """
         moved = []
+        (source,) = self.inputs
+        segment_id, shop = source.walk.segment.segment_id, self.shop
         for packed in self.core.wanted_references():
             old = Reference.unpack(packed) if packed else None
             if old is not None and old.page + old.pages > self.core.cut:
-                new = move_extent(self.shop.file, self.shop.channel, self.shop.allocator, old, self.pause)
+                new = move_extent(shop.file, shop.channel, shop.allocator, old, self.pause, segment_id)
                 if new is not None:
                     self.writer.adopt(new)
                     self.dropped.append((old.page, old.pages))

@@ -53,15 +53,21 @@ def write_extent(channel: Channel | Gate, allocator: Allocator | Gate, payload: 
 
 
 def move_extent(
-    file: File, channel: Channel, allocator: Allocator, old: Reference, pause: Callable[[], object]
+    file: File,
+    channel: Channel,
+    allocator: Allocator,
+    old: Reference,
+    pause: Callable[[], object],
+    segment_id: int | None = None,
 ) -> Reference | None:
     """Copy an extent to the earliest pages that have room for it, its sums with it; the old one stays as it is.
 
     None where there is no room before it.
 
-    CorruptionError, nothing left reserved, when the old one is damaged. `pause` is called for each MiB.
+    CorruptionError that names the segment, nothing left reserved, when the old one is damaged. `pause` is called for
+    each MiB.
     """
-    for _ in read_chunks(file, old, 0, old.length):
+    for _ in read_chunks(file, old, 0, old.length, segment_id=segment_id):
         pass
     place = allocator.reserve(old.pages)
     if place.first > old.page:

@@ -104,6 +104,19 @@ def test_a_pass_moves_no_more_than_it_is_told() -> None:
     assert all(page + pages <= 2003 for page, pages in extents_of(rig, segment)[1:])
 
 
+def test_a_damaged_extent_that_is_to_be_moved_is_told_with_page_and_segment() -> None:
+    rig = MergeRig()
+    segment, pairs = behind_a_gap(rig, 2000)
+    value = pairs[b"00040"]
+    image = rig.file.pread(0, rig.file.bytes)
+    rig.channel.pwrite(image.index(value), b"damage")
+    before = rig.reserved()
+    with pytest.raises(mmlsm.CorruptionError) as caught:
+        rig.rework(segment, cut=2003)
+    assert (caught.value.page, caught.value.segment) == (image.index(value) // PAGE_BYTES, segment.segment_id)
+    assert rig.reserved() == before, "nothing is left reserved"
+
+
 def test_leaves_that_are_not_full_are_filled() -> None:
     rig = MergeRig(leaf_fullness_min=0)
     pairs = {b"%05d" % i: b"v" * 100 for i in range(3000)}
