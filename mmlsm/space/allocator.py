@@ -95,7 +95,8 @@ class Allocator:
             if behind is not None:
                 raise CorruptionError(
                     f"the file has {total_pages} pages, but page {behind.end - 1} is in use: its end was cut off; "
-                    "restore a backup"
+                    "restore a backup",
+                    page=behind.end - 1,
                 )
         self._live.resize(self._total)
         self._live.set(0, limits.HEADER_PAGES)

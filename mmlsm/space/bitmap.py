@@ -53,13 +53,13 @@ class Bitmap:
         return bitmap
 
     @classmethod
-    def from_pages(cls, pages: int, data: Iterable[bytes]) -> Bitmap:
-        """What the bitmap pages of a file say, nothing dirty. CorruptionError when they are not for `pages` pages."""
+    def from_pages(cls, pages: int, data: Iterable[bytes], page: int | None = None) -> Bitmap:
+        """What a file's bitmap pages say, nothing dirty. CorruptionError of `page` when they are not for `pages`."""
         bits = bytearray().join(data)
         if len(bits) != -(-pages // BITMAP_PAGE_BITS) * limits.PAGE_BYTES or not _is_zero(bits[(pages + 7) // 8 :]):
-            raise CorruptionError(f"the free-space bitmap is not one of {pages} pages; restore a backup")
+            raise CorruptionError(f"the free-space bitmap is not one of {pages} pages; restore a backup", page=page)
         if pages % 8 and bits[pages // 8] >> pages % 8:
-            raise CorruptionError(f"the free-space bitmap marks pages past its {pages}; restore a backup")
+            raise CorruptionError(f"the free-space bitmap marks pages past its {pages}; restore a backup", page=page)
         bitmap = cls()
         bitmap.pages, bitmap._bits = pages, bits
         return bitmap

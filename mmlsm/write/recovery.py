@@ -109,7 +109,7 @@ def read_bitmap(file: File, manifest: Manifest) -> Bitmap:
         if len(bits_of_page) != PAGE or checksum(bits_of_page) != expected:
             raise CorruptionError(f"page {page}: the free-space bitmap is damaged; restore a backup", page=page)
         pages.append(bits_of_page)
-    return Bitmap.from_pages(manifest.file_pages, pages)
+    return Bitmap.from_pages(manifest.file_pages, pages, manifest.bitmap[-1][0] if manifest.bitmap else None)
 
 
 def replay_log(file: File, root: Root) -> Replay:
@@ -178,8 +178,13 @@ def require_writable(root: Root) -> None:
     manifest, reference = root.manifest, root.superblock.manifest
     if (fault := age_fault(manifest.levels)) is not None:
         raise CorruptionError(f"the manifest's levels are out of order: {fault}; restore a backup", page=reference.page)
-    if (newest := max((record.seq_high for record in manifest.segments()), default=0)) > root.superblock.seq:
-        raise CorruptionError(f"a segment has commit {newest}, which is still to come; restore a backup")
+    newest = max(manifest.segments(), key=lambda record: record.seq_high, default=None)
+    if newest is not None and newest.seq_high > root.superblock.seq:
+        raise CorruptionError(
+            f"segment {newest.id} has commit {newest.seq_high}, which is still to come; restore a backup",
+            page=reference.page,
+            segment=newest.id,
+        )
     named = [(page, 1) for page, _ in manifest.bitmap]
     named += [(reference.page, reference.pages)] if reference.pages else []
     for record in manifest.segments():

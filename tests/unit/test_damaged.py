@@ -231,9 +231,33 @@ def test_a_node_of_no_pages_is_damage(patient: Patient) -> None:
 
 def test_a_segment_with_commits_to_come_refuses_a_writer(patient: Patient) -> None:
     seq = int.from_bytes(patient.data[88:96], "little")
-    patient.set(patient.fields("segment.seq_high")[0], seq + 1)
-    with pytest.raises(mmlsm.CorruptionError, match="still to come"):
+    field = patient.fields("segment.seq_high")[0]
+    patient.set(field, seq + 1)
+    with pytest.raises(mmlsm.CorruptionError, match="still to come") as caught:
         mmlsm.open(patient.path)
+    ((at, manifest),) = field.places
+    segment = int.from_bytes(patient.data[at - 64 : at - 56], "little")
+    assert (caught.value.page, caught.value.segment) == (manifest.start // PAGE, segment)
+
+
+def test_a_bitmap_that_marks_what_is_past_the_end_is_told_with_its_page(patient: Patient) -> None:
+    (bitmap,) = [region for region in patient.anatomy.regions if region.kind == "bitmap"]
+    data = bytearray(patient.data)
+    data[bitmap.start + PAGE - 1] = 0x80
+    patient.anatomy.seal(data, [bitmap])
+    patient.path.write_bytes(data)
+    with pytest.raises(mmlsm.CorruptionError, match="the free-space bitmap") as caught:
+        opened(patient)
+    assert caught.value.page == bitmap.start // PAGE
+
+
+def test_a_file_whose_end_was_cut_off_refuses_a_writer_with_the_last_page_that_it_lacks(patient: Patient) -> None:
+    bits = patient.data[next(one.start for one in patient.anatomy.regions if one.kind == "bitmap") :][:PAGE]
+    last = int.from_bytes(bits, "little").bit_length() - 1
+    patient.path.write_bytes(patient.data[: last * PAGE])
+    with pytest.raises(mmlsm.CorruptionError, match="its end was cut off") as caught:
+        mmlsm.open(patient.path)
+    assert caught.value.page == last
 
 
 def test_no_page_is_unlinked_twice_nor_one_that_is_not_live() -> None:
