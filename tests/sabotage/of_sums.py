@@ -48,6 +48,26 @@ PLANTED = (
         (DAMAGED_FILES, "unit/test_manifest.py::test_damage_of_any_byte_is_caught_by_the_sum"),
     ),
     Sabotage(
+        "damage-told-of-no-segment", "9", "the error for a damaged node does not say which segment",
+        "read/pages.py",
+        "the checksum differs; restore a backup, or salvage what is sound\",\n"
+        "                page=page,\n                segment=self.segment_id,",
+        "the checksum differs; restore a backup, or salvage what is sound\",\n"
+        "                page=page,\n                segment=None,",
+        (DAMAGED_FILES, "unit/test_segments.py::test_a_damaged_leaf_keeps_no_other_from_being_read"),
+    ),
+    Sabotage(
+        "damage-told-of-another-page", "9", "the error for a damaged large value says where that begins",
+        "read/pages.py",
+        "    page = at // limits.PAGE_BYTES\n",
+        "    page = reference.page\n",
+        (
+            DAMAGED_FILES,
+            "unit/test_damaged.py::"
+            "test_a_damaged_large_value_is_told_with_page_and_segment_whichever_way_it_is_read",
+        ),
+    ),
+    Sabotage(
         "proofs-not-forgotten", "9", "a page that is used again counts as proved, for what it held before",
         "space/allocator.py",
         "    def _reserve(self, extent: Extent) -> None:\n        self._forget(*extent)\n",

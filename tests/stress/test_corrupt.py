@@ -28,4 +28,5 @@ def test_a_damaged_file_is_answered_rightly_or_by_name(campaign: Campaign, tmp_p
     found = figures.outcomes
     assert found["right answers"] > 0
     assert found["CorruptionError"] > 0
+    assert found["page and segment right"] > 0
     assert found["verify found damage"] > 0

@@ -2,8 +2,9 @@
 
 A `Trial` asks one mutant. Of a mutant with wrong sums every answer must be right or a CorruptionError (FormatError,
 StorageError), `verify` must find the damage, and what has nothing to do with the damaged segment must be answered.
-Damage in the log may read as its end only where no sound record says that what was damaged was durable. Of a mutant
-whose sums were made right again answers may be anything; but no other exception is allowed, ever.
+Such an error names the page where what a wrong sum covers begins, and the segment that has it; of a file that was cut,
+some page. Damage in the log may read as its end only where no sound record says that what was damaged was durable. Of a
+mutant whose sums were made right again answers may be anything; but no other exception is allowed, ever.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ class Trial:
         self.tally = tally
         self.hit = [] if mutant.sealed else damage.hit(mutant.data)
         self.judged = not mutant.sealed
+        self.paged = not mutant.sealed
+        """Whether each CorruptionError names a page; `named`: (page, segment) that it may be, None: any page."""
+        whole = self.paged and len(mutant.data) >= len(self.seed.data)
+        self.named = damage.named(self.hit, mutant.data) if whole else None
         in_log = any(region.owner == "log" for region in self.hit) or mutant.kind == "page of before"
         in_log = in_log or len(mutant.data) < len(self.seed.data)  # an extent of the log that is not whole ends it
         in_log = in_log and not damage.is_told(self.hit)
@@ -57,6 +62,7 @@ class Trial:
         self.lost = {owner for owner in owners if isinstance(owner, int)}
         self.rootless = None in owners or "log" in owners or len(mutant.data) < len(self.seed.data)
         self.written: dict[bytes, bytes | None] = {}
+        self.writes_begun = False
 
     # -- asking
 
@@ -66,18 +72,26 @@ class Trial:
             return call()
         except TYPED as error:
             self.tally[f"{type(error).__name__}"] += 1
-            if not self.is_named(what, error):
-                raise Finding(f"{what}: no page or no segment named, of {self.lost}: {error}") from None
+            self.judge_error(what, error)
             error.__traceback__ = None
             return error
         except Exception as error:
             raise Finding(raw(what, error)) from None
 
-    def is_named(self, what: str, error: Exception) -> bool:
-        """Whether damage in segments is told with page and segment; by a merge, of a large key, with its page."""
-        if self.rootless or not self.judged or not isinstance(error, mmlsm.CorruptionError):
-            return True
-        return error.page is not None and (error.segment is not None or what == "compact")
+    def judge_error(self, what: str, error: Exception) -> None:
+        """A CorruptionError says which page is damaged, and whose; a merge may have given nodes to a newer segment."""
+        if not self.paged or not isinstance(error, mmlsm.CorruptionError):
+            return
+        if error.page is None:
+            raise Finding(f"{what}: no page is named: {error!r}")
+        if self.named is None:
+            return
+        place = error.page, error.segment
+        if self.writes_begun and error.segment not in {None, *(segment.id for segment in self.seed.segments)}:
+            place = error.page, next((owner for page, owner in self.named if page == error.page), None)
+        if place not in self.named:
+            raise Finding(f"{what}: (page, segment) is {place}, and is to be one of {self.named}: {error!r}")
+        self.tally["page and segment right"] += 1
 
     def answers(self, key: bytes) -> set[bytes | None]:
         """What `get` may say."""
@@ -101,7 +115,7 @@ class Trial:
         draw = rng.random()
         verify = "first-read" if draw < 0.6 else "always" if draw < 0.7 else "never"
         if verify == "never":
-            self.judged = False
+            self.judged = self.paged = False  # a reference that is damaged may lead anywhere
         if rng.random() < 0.88:
             self.read_only(verify)
             if verify == "first-read" and rng.random() < 0.03:
@@ -127,7 +141,7 @@ class Trial:
     def cut_beneath(self, db: Any) -> None:
         """Somebody else cuts the file that is open: what is read for the first time then is right or an error."""
         length = self.rng.randrange(len(self.mutant.data) + 1)
-        self.rootless = True
+        self.rootless, self.named = True, None
         os.truncate(self.path, length if self.rng.random() < 0.5 else length // PAGE * PAGE)
         self.tally["cut while open"] += 1
         for question in self.rng.sample([self.gets, self.many, self.scan, self.walk, self.ranges, self.streams], 1):
@@ -331,6 +345,7 @@ class Trial:
 
     def writes(self, db: Any) -> None:
         rng = self.rng
+        self.writes_begun = True
         for _ in range(rng.choice([1, 3])):
             items: dict[bytes, bytes | None] = {
                 key[:4000]: rng.choice([None, b"", b"new", rng.randbytes(30), rng.randbytes(9000)])

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from format_reader import PAGE
+from format_reader import PAGE, checksum
 from rig.damage.anatomy import Anatomy, Field, Pointer, Region
 from rig.damage.seeds import Seed
 
@@ -92,6 +92,29 @@ class Damage:
 
     CHAIN = (slice(0, 8), slice(16, 24))
     """Where the header of a log record has epoch and predecessor."""
+
+    def named(self, hit: list[Region], mutant: bytes) -> set[tuple[int, int | None]]:
+        """(page, segment) of each CorruptionError that there may be: the first page under a sum that is wrong.
+
+        Of the log it is the page where it ends: that of the first record that is damaged, or names what is.
+        """
+        places = {(one.start // PAGE, one.owner if isinstance(one.owner, int) else None)
+                  for one in hit if one.owner != "log"}  # fmt: skip
+        record = None
+        for region in self.anatomy.regions:
+            if region.owner != "log":
+                continue
+            record = region if region.kind == "record" else record
+            if region in hit:
+                assert record is not None
+                places.add((record.start // PAGE, None))
+                break
+        for slot in (region for region in hit if region.kind == "superblock"):
+            data = mutant[slot.start : slot.end]
+            if checksum(data[:504]) == int.from_bytes(data[504:512], "little"):  # another's: what it leads to is not
+                manifest, log = (int.from_bytes(data[at : at + 8], "little") for at in (112, 152))
+                places |= {(0, None), (manifest & 0xFFFFFFFF, None), (log // PAGE, None)}
+        return places
 
     # -- systematic
 
