@@ -21,10 +21,12 @@ def test_a_damaged_file_is_answered_rightly_or_by_name(campaign: Campaign, tmp_p
     count = campaign.count(2500 if mode == "compiled" else 2000, 1_000_000)
     figures = damage(tmp_path, campaign.seed, count, lambda: campaign.left > 0)
     campaign.report(mutants=len(figures.mutants), trials=figures.trials, findings=len(figures.findings),
-                    kinds=figures.kinds, outcomes=figures.outcomes, slowest=figures.slowest)  # fmt: skip
+                    kinds=figures.kinds, fields=len(figures.fields), outcomes=figures.outcomes,
+                    slowest=figures.slowest)  # fmt: skip
     assert not figures.findings, "\n\n".join(
         "\n".join(f"{name}: {text}" for name, text in finding.items()) for finding in figures.findings[:5]
     )
+    assert not figures.unchanged, "fields that were never changed behind right sums"
     found = figures.outcomes
     assert found["right answers"] > 0
     assert found["CorruptionError"] > 0

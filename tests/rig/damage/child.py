@@ -47,6 +47,7 @@ class Child:
         self.kinds: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.mutants: list[int] = []
+        self.fields: Counter[str] = Counter()
         self.complaints: list[str] = []
         self.slowest = (0.0, -1)
         with (folder / "trial").open("r+b") as file:
@@ -67,6 +68,7 @@ class Child:
         rng = self.campaign.rng(trial)
         damage, mutant = self.campaign.mutant(trial, rng)
         self.mutants.append(xxhash.xxh3_64_intdigest(mutant.data))
+        self.fields.update(mutant.fields)
         self.kinds[f"{mutant.kind}, sealed" if mutant.sealed else mutant.kind] += 1
         try:
             Trial(damage, mutant, self.folder / "mutant.db", rng, self.outcomes).run()
@@ -125,9 +127,10 @@ def main() -> None:
         for trial in range(begin, end):
             child.run(trial)
         child.say(
-            done=end, mutants=child.mutants, kinds=child.kinds, outcomes=child.outcomes, slowest=child.slowest
-        )
-        for counted in (child.mutants, child.kinds, child.outcomes):
+            done=end, mutants=child.mutants, kinds=child.kinds, fields=child.fields, outcomes=child.outcomes,
+            slowest=child.slowest,
+        )  # fmt: skip
+        for counted in (child.mutants, child.kinds, child.fields, child.outcomes):
             counted.clear()
 
 

@@ -93,6 +93,10 @@ class Figures:
     mutants: set[int] = field(default_factory=set)
     trials: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
+    fields: Counter[str] = field(default_factory=Counter)
+    """Changes behind sums that were made right again, by the names of fields."""
+    unchanged: set[str] = field(default_factory=set)
+    """Names of fields whose turn has come, and that no child has changed."""
     outcomes: Counter[str] = field(default_factory=Counter)
     slowest: tuple[float, int] = (0.0, -1)
     findings: list[dict[str, Any]] = field(default_factory=list)
@@ -157,6 +161,7 @@ class Crew:
         figures.mutants.update(said["mutants"])
         figures.trials += hand.end - hand.begin
         figures.kinds.update(said["kinds"])
+        figures.fields.update(said["fields"])
         figures.outcomes.update(said["outcomes"])
         figures.slowest = max(figures.slowest, tuple(said["slowest"]))
         hand.begin = hand.end
@@ -191,9 +196,12 @@ def damage(
         seeds = make_seeds(folder, generation)
         place = folder / f"seeds {generation}"
         save(seeds, place)
-        trials = Campaign(seeds, generation).count
+        campaign = Campaign(seeds, generation)
         with Crew(place, generation, folder, figures) as crew:
-            crew.run(0, trials, goes_on)
+            before = figures.trials
+            crew.run(0, campaign.count, goes_on)
+        if figures.trials - before >= campaign.fields_within:
+            figures.unchanged |= campaign.fields - figures.fields.keys()
         if not any(finding["seeds"] == str(place) for finding in figures.findings):
             place.unlink()
         generation += 1

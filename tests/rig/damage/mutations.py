@@ -28,6 +28,8 @@ class Mutant:
     what: str
     data: bytes
     sealed: bool = False
+    fields: tuple[str, ...] = ()
+    """The names of those that were changed."""
 
 
 class Damage:
@@ -126,6 +128,7 @@ class Damage:
             if region.kind in ("superblock", "manifest", "bitmap"):
                 dense = SECTOR if region.kind == "superblock" else PAGE if region.kind == "manifest" else 0
                 todo += [("flip", at) for at in range(region.start, region.end) if at % PAGE < dense or not at % 61]
+        todo += [("field", number) for number in range(len(self.names))]
         size = len(self.seed.data)
         return todo + [("cut", at + d) for at in range(0, size + 1, SECTOR) for d in (-1, 0, 1) if 0 <= at + d < size]
 
@@ -135,9 +138,13 @@ class Damage:
             return self.flip(rng, number)
         if kind == "cut":
             return Mutant("cut", f"to {number} bytes", self.seed.data[:number])
-        while (made := self.page_by(kind, number, rng)).data == self.seed.data:
+        while (made := self.again(kind, number, rng)).data == self.seed.data:
             pass
         return made
+
+    def again(self, kind: str, number: int, rng: random.Random) -> Mutant:
+        """What may have to be made more than once until it is another (I1)."""
+        return self.set_fields(rng, [self.names[number]]) if kind == "field" else self.page_by(kind, number, rng)
 
     BY_PAGE = ("page zeroed", "page of noise", "pages swapped", "page of before", "page of another", "page elsewhere")
 
@@ -171,12 +178,19 @@ class Damage:
             there = rng.randrange(len(other) // PAGE) * PAGE if rng.random() < 0.5 else at
             new = other[there : there + PAGE]
         else:
-            other_at = rng.randrange(self.pages) * PAGE
+            others = self.of_others(page) if kind == "page elsewhere" and rng.random() < 0.5 else []
+            other_at = rng.choice(others or range(self.pages)) * PAGE
             new = bytes(data[other_at : other_at + PAGE])
             if kind == "pages swapped":
                 data[other_at : other_at + PAGE] = data[at : at + PAGE]
         data[at : at + len(new)] = new
         return Mutant(kind, f"page {page}", bytes(data))
+
+    def of_others(self, page: int) -> list[int]:
+        """The pages of segments that do not have this one."""
+        mine = {region.owner for start, end, region in self.places if start < (page + 1) * PAGE and end > page * PAGE}
+        return [at for start, end, region in self.places if isinstance(region.owner, int) and region.owner not in mine
+                for at in range(start // PAGE, -(-end // PAGE))]  # fmt: skip
 
     # -- by chance, sums not mended
 
@@ -221,11 +235,11 @@ class Damage:
         )  # fmt: skip
         return rng.choice(choices) & top
 
-    def set_fields(self, rng: random.Random) -> Mutant:
-        """One to three fields changed."""
+    def set_fields(self, rng: random.Random, names: list[str] | None = None) -> Mutant:
+        """Fields of these names changed, one of each; of one to three names without."""
         data, changed, said = bytearray(self.seed.data), [], []
-        for _ in range(rng.choice([1, 1, 1, 2, 3])):
-            one = rng.choice(self.tags[rng.choice(self.names)])
+        names = names or rng.choices(self.names, k=rng.choice([1, 1, 1, 2, 3]))
+        for one in [rng.choice(self.tags[name]) for name in names]:
             at = one.places[0][0]
             now = int.from_bytes(data[at : at + one.width], "little")
             value = self.values(one, now, rng)
@@ -236,7 +250,7 @@ class Damage:
             said.append(f"{one.name} at {at}: {now} is {value}")
             self.aim_at(data, one, rng)
         self.anatomy.seal(data, changed)
-        return Mutant("field", "; ".join(said), bytes(data), sealed=True)
+        return Mutant("field", "; ".join(said), bytes(data), True, tuple(names))
 
     def aim_at(self, data: bytearray, one: Field, rng: random.Random) -> None:
         """After a part of a reference was changed: make the others fit, so that more than its sum is looked at."""
@@ -321,7 +335,7 @@ class Damage:
 
 class Campaign:
     """The mutants of some seeds by number. Every other one is systematic, the kinds in turn, until all is done once;
-    the rest by chance."""
+    the rest by chance. Of each name of fields one, in whichever seed, comes before any second."""
 
     def __init__(self, seeds: list[Seed], number: int) -> None:
         self.number = number
@@ -332,7 +346,12 @@ class Campaign:
                 kinds.setdefault(kind, []).append((damage, kind, place))
         for todo in kinds.values():
             random.Random(number).shuffle(todo)
+        first = {damage.names[place]: (damage, kind, place) for damage, kind, place in kinds["field"]}
+        kinds["field"] = [*first.values(), *(one for one in kinds["field"] if one not in first.values())]
         self.systematic = [one for turn in zip_longest(*kinds.values()) for one in turn if one is not None]
+        self.fields = {name for damage in self.damages for name in damage.names}
+        self.fields_within = 2 * self.systematic.index([*first.values()][-1]) + 1
+        """So many trials, and a field of each name was changed alone."""
 
     @property
     def count(self) -> int:
