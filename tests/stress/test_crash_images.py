@@ -47,9 +47,9 @@ def test_every_crash_image_recovers_to_the_state_after_one_commit(campaign: Camp
         images_a_core_second=round(len(result.images) / (cpu_s() - before), 1),
         by_depth=result.by("depth"),
         by_workload=result.by("workload"),
-        by_operation=result.by("operation"),
-        by_phase=result.by("phase"),
-        crash_points=sum(result.crash_points.values()),
+        judged_by_operation=result.judged_by(0),
+        judged_by_phase=result.judged_by(1),
+        crash_points=result.crash_points,
         judged=result.judged,
         refused=result.refused,
         enumerated=result.enumerated,
@@ -58,6 +58,6 @@ def test_every_crash_image_recovers_to_the_state_after_one_commit(campaign: Camp
     assert not result.findings, "\n".join(result.findings)
     assert set(result.by("workload")) == set(WORKLOADS)
     assert set(result.by("depth")) == {"0", "1", "2"}
-    operations, phases = {one for one, _ in result.crash_points}, {one for _, one in result.crash_points}
+    operations, phases = result.judged_by(0).keys(), result.judged_by(1).keys()
     assert operations >= {f"{where} {kind}" for where in ("inside", "after") for kind in KINDS}, operations
     assert phases >= PHASES, PHASES - phases

@@ -115,12 +115,10 @@ class Found:
 
 
 class Label(NamedTuple):
-    """Where the crash came that left an image first."""
+    """What was crashed when an image was left first."""
 
     workload: str
     depth: int
-    operation: str
-    phase: str
 
 
 @dataclass(slots=True)
@@ -129,8 +127,11 @@ class Result:
 
     images: dict[int, Label] = field(default_factory=dict)
     """By digest: each image is counted once."""
-    crash_points: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By the operation and the phase that the crash came after or in."""
+    crash_points: int = 0
+    """Ticks that were gone past, whether images were taken there or not."""
+    judged_at: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Images that the oracle was asked about, by the operation and the phase that the crash came after or in: under
+    each that leaves it, distinct within one history."""
     judged: int = 0
     """Pairs of a crash point and an image that the oracle was asked about."""
     refused: int = 0
@@ -143,7 +144,8 @@ class Result:
         """Take in what another run reached."""
         for digest, one in other.images.items():
             self.images.setdefault(digest, one)
-        self.crash_points.update(other.crash_points)
+        self.crash_points += other.crash_points
+        self.judged_at.update(other.judged_at)
         self.judged += other.judged
         self.refused += other.refused
         self.enumerated += other.enumerated
@@ -152,6 +154,13 @@ class Result:
     def by(self, name: str) -> dict[str, int]:
         """Distinct images by a field of their labels."""
         return dict(sorted(Counter(str(getattr(one, name)) for one in self.images.values()).items()))
+
+    def judged_by(self, part: int) -> dict[str, int]:
+        """Judged images by operation (0) or phase (1)."""
+        found: Counter[str] = Counter()
+        for where, count in self.judged_at.items():
+            found[where[part]] += count
+        return dict(sorted(found.items()))
 
 
 class Crasher:
@@ -222,12 +231,13 @@ class Crasher:
         chosen = set(range(len(ticks))) if every else self.chosen(ticks, own)
         most = max(1, 2 * own // max(1, len(ticks)))
         known: dict[int, Found | None] = {}
+        judged: set[tuple[int, tuple[str, str]]] = set()
         candidates: list[tuple[bytes | bytearray, Found, int]] = []  # any of those seen, as likely as any other
         seen = 0
         disk = Disk(history.log.base)
         for number, tick in enumerate(ticks):
             disk.advance(tick)
-            self.result.crash_points[label(tick)] += 1
+            self.result.crash_points += 1
             taken: Iterable[Image] = drawn(disk, self.rng, most if number in chosen else 0)
             if every:
                 taken = chain(taken, (Image(content, "all that is enumerated") for content in enumerated(disk)))
@@ -242,6 +252,7 @@ class Crasher:
                 found = known[digest]
                 if found is not None:
                     self.judge(history, number, image, found, depth)
+                    judged.add((digest, label(tick)))
                     if new and image.content:
                         seen += 1
                         if len(candidates) < deeper:
@@ -250,6 +261,7 @@ class Crasher:
                             candidates[self.rng.randrange(deeper)] = image.content, found, history.bounds[number][3]
             if len(self.result.findings) >= self.findings_most:
                 return
+        self.result.judged_at.update(where for _, where in judged)
         for content, found, seq in candidates:
             again = Workload("recovery", recovery, {}, self.workload.settings)
             below = self.record(Log(content), again, found.pairs, seq)
@@ -267,7 +279,7 @@ class Crasher:
 
     def checked(self, history: History, number: int, image: Image, digest: int, depth: int) -> Found | None:
         """Check an image and count it; None where it is not to be judged."""
-        self.result.images.setdefault(digest, Label(self.workload.name, depth, *label(history.log.ticks[number])))
+        self.result.images.setdefault(digest, Label(self.workload.name, depth))
         path = self.path()
         try:
             pairs, seq = check(
