@@ -24,7 +24,7 @@ import mmlsm
 import proof
 from commit_rig import eventually, in_threads
 from mmlsm.write.worker import Worker
-from rig.lifetime.cycles import descriptors_of, leaks, left_of_lives
+from rig.lifetime.cycles import descriptors_of, held, leaks, left_of_lives
 from rig.lifetime.misuse import calls_on, calls_on_stream, handles_of, missing
 from rig.lifetime.world import maps_of, of_mmlsm, open_anew, tiny
 

@@ -175,6 +175,7 @@ class Crasher:
         result: Result,
         findings_most: int = FINDINGS_MOST,
         every: int = 0,
+        alive: Callable[[], object] = lambda: None,
     ) -> None:
         self.workload = workload
         self.seed = seed
@@ -184,6 +185,7 @@ class Crasher:
         self.result = result
         self.findings_most = findings_most
         self.every = every
+        self.alive = alive
         self.files = 0
 
     def crash(self, images: int) -> None:
@@ -279,6 +281,7 @@ class Crasher:
 
     def checked(self, history: History, number: int, image: Image, digest: int, depth: int) -> Found | None:
         """Check an image and count it; None where it is not to be judged."""
+        self.alive()
         self.result.images.setdefault(digest, Label(self.workload.name, depth))
         path = self.path()
         try:
@@ -400,14 +403,15 @@ def run(
     kept: Path | None = None,
     findings_most: int = FINDINGS_MOST,
     every: int = 0,
+    alive: Callable[[], object] = lambda: None,
 ) -> Result:
     """Crash these workloads (all, without), about so many distinct images of them all, and at depths below `every` all
-    that are enumerated; what was reached and found."""
+    that are enumerated; what was reached and found. `alive` is called before each image."""
     names = list(workloads) or list(WORKLOADS)
     result = Result()
     with tempfile.TemporaryDirectory(dir=folder if folder.is_dir() else None) as place:
         for name in names:
             if len(result.findings) < findings_most:
-                crasher = Crasher(WORKLOADS[name], seed, Path(place), kept, result, findings_most, every)
+                crasher = Crasher(WORKLOADS[name], seed, Path(place), kept, result, findings_most, every, alive)
                 crasher.crash(-(-images // len(names)))
     return result

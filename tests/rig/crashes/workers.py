@@ -10,6 +10,7 @@ import faulthandler
 import itertools
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing.queues import SimpleQueue
@@ -21,6 +22,8 @@ from rig.crashes.crash import CORES, FINDINGS_MOST, Result, run
 from rig.crashes.workloads import WORKLOADS
 
 HANG_S: Final = 600
+"""So long without a next image is a hang."""
+LOOK_S: Final = 5
 M_TRIM_THRESHOLD: Final = -1
 M_MMAP_THRESHOLD: Final = -3
 
@@ -41,10 +44,18 @@ def keep_memory() -> None:
 
 
 def one(seed: str, images: int, workload: str, kept: Path, every: int) -> Result:
-    """In a worker."""
-    faulthandler.dump_traceback_later(HANG_S, exit=True)
+    """In a worker. What is watched is the single image: a workload of which all are taken may last for long."""
+    watched = 0.0
+
+    def watch() -> None:
+        nonlocal watched
+        if time.monotonic() - watched > LOOK_S:
+            watched = time.monotonic()
+            faulthandler.dump_traceback_later(HANG_S, exit=True)
+
+    watch()
     try:
-        return run(seed, images, [workload], kept=kept, every=every)
+        return run(seed, images, [workload], kept=kept, every=every, alive=watch)
     finally:
         faulthandler.cancel_dump_traceback_later()
 
