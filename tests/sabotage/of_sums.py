@@ -110,13 +110,6 @@ PLANTED = (
         (DAMAGED_FILES,),
     ),
     Sabotage(
-        "damage-without-its-segment", "9", "the error that damage raises does not say in which segment it is",
-        "read/pages.py",
-        "                page=page,\n                segment=self.segment_id,\n            )\n        code =",
-        "                page=page,\n            )\n        code =",
-        (DAMAGED_FILES,),
-    ),
-    Sabotage(
         "merge-takes-damage-over", "9", "a merge reads leaves unproved, and what it writes has right sums",
         "write/merge_walk.py",
         "        self.segment.touch_nodes([(leaf.page, leaf.pages, leaf.sum) for leaf in leaves], 0)\n",

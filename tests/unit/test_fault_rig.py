@@ -191,8 +191,11 @@ def sync_errors_are_swallowed(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_handle_stays_writable(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(handle.File, "sync_failed", lambda self, error: channel.refused(error, "a sync failed"))
-    patch.setattr(handle.File, "fail_at_once", lambda self: None)
+    def sync_failed(self: Any, error: Any) -> Any:
+        self.failure = None
+        return channel.refused(error, "a sync failed")
+
+    patch.setattr(handle.File, "sync_failed", sync_failed)
 
 
 def syncs_are_retried(patch: pytest.MonkeyPatch) -> None:
