@@ -50,6 +50,9 @@ MEMTABLE_BYTES_MIN: Final = 4096
 MEMTABLE_BYTES_DEFAULT: Final = 64 << 20
 MEMTABLE_BYTES_MAX: Final = 1 << 40
 
+GROUP_INTERVAL_S_MAX: Final = 86_400
+"""A day, and less than any clock or lock overflows by. Who wants no syncs but their own asks for durability "off"."""
+
 NUMBER_MAX: Final = 1 << 62
 """No generation, install, id, seq or count in a file is above this, so that sums and next ones fit into 64 bits."""
 

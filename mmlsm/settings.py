@@ -116,8 +116,11 @@ class Settings:
                 f"memtable_bytes={self.memtable_bytes}: must be "
                 f"from {limits.MEMTABLE_BYTES_MIN} to {limits.MEMTABLE_BYTES_MAX}"
             )
-        if not self.group_interval > 0:
-            raise ValueError(f"group_interval={self.group_interval}: must be more than 0 seconds")
+        if not 0 < self.group_interval <= limits.GROUP_INTERVAL_S_MAX:  # nor is nan
+            raise ValueError(
+                f"group_interval={self.group_interval}: must be more than 0 seconds and at most "
+                f"{limits.GROUP_INTERVAL_S_MAX}, a day"
+            )
         if self.fan_out < 2 or self.bottom_ratio < 1 or self.slice_bytes < 1 or self.reuse_leaves_min < 1:
             raise ValueError("fan_out must be at least 2; bottom_ratio, slice_bytes and reuse_leaves_min at least 1")
         if not 0 <= self.leaf_fullness_min <= 1:

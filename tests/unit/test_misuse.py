@@ -186,6 +186,9 @@ def test_keys_that_are_too_long(open_db: Any) -> None:
         {"memtable_bytes": 100},
         {"group_interval": 0},
         {"group_interval": -1.0},
+        {"group_interval": float("inf")},
+        {"group_interval": float("nan")},
+        {"group_interval": 1e10},
     ],
 )
 def test_settings_that_make_no_sense(path: Path, settings: dict[str, Any]) -> None:
