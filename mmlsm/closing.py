@@ -99,8 +99,10 @@ def leave_clean(engine: Engine) -> None:
     if store is None:
         return
     fault = engine.writer.fault or engine.merger.fault
-    if fault is not None:
+    if isinstance(fault, Exception):
         raise fault
+    if fault is not None:  # SystemExit, say, that somebody raised in the thread: it is not the caller's
+        raise Error(f"a thread of the database has failed: {fault!r}") from fault
     if engine.closing_errors or engine.file.failure is not None:
         return
     if committer is not None:

@@ -31,6 +31,7 @@ class Load:
         self.longest = [0, 0]
         self.error: Exception | None = None
         self.fault: Exception | None = None
+        self.over = False
         self.ended = False
         self.committer = SimpleNamespace(log=SimpleNamespace(end=0))
         self.settings = Settings(auto_merge=auto_merge, memtable_bytes=TABLE)

@@ -79,9 +79,8 @@ class Merger(Worker):
         self.stopping = False
         self.abandoned: tuple[Worker, File] | None = None
         self.compactions: list[Compaction] = []
-        # this thread's own, read by stats()
+        # this thread's own, as is `fault`, read by stats()
         self.error: Error | MemoryError | None = None
-        self.fault: Exception | None = None
         self.installed_at = time.monotonic()
         self.expecting = False
         self.reclaimed_at = 0.0
@@ -136,7 +135,7 @@ class Merger(Worker):
     # -- the thread
 
     def work(self) -> None:
-        while True:
+        while self.fault is None:
             with self.lock:
                 if self.stopping or self.abandoned is not None:
                     break
@@ -154,14 +153,12 @@ class Merger(Worker):
                 self.fail_compactions(error)
                 self.pause(RETRY_S)
                 continue
-            except Exception as error:  # a fault of ours: keep it for close(), and do no more
-                self.fault = error
-                self.fail_compactions(Error(f"the merge thread has failed: {error!r}"))
-                self.wait_for_the_end()
-                break
             # The word to stop is given before its wake-up, which the step may have drained.
             if not busy and not self.stopping and self.abandoned is None:
                 self.drain(block=True)
+        if self.fault is not None:
+            self.fail_compactions(Error(f"the merge thread has failed: {self.fault!r}"))
+            self.wait_for_the_end()
         self.fail_compactions(gone())
         if self.jobs is not None:
             self.jobs.end()

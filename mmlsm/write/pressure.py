@@ -194,7 +194,7 @@ class BackPressure:
         state = self.store.state
         if runs_of(state) + len(state.tables) - 1 < self.runs_stop and self.backlog < BACKLOG_STOP:
             return False
-        return self.merger.error is None and self.merger.fault is None
+        return self.merger.error is None and self.merger.fault is None and not self.merger.over
 
     def runs_gone(self, state: ReadState) -> int:
         """How many runs of the newest level merges have taken, but for a constant."""

@@ -2,6 +2,8 @@
 
 I1. `over` is true only when nothing of `work` runs any more. CPython's `join` and `is_alive` may say so too early after
     an exception of a signal's handler (bpo-45274), so nobody here asks them.
+I2. Whatever ends `work` is noted as `fault`, also what others raise in the thread; who waits for it looks at that, and
+    at `over`, and is told.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ ADVICE: Final = (
 
 LOOK_S: Final = 0.02
 """Who waits for a thread's end looks so often whether it has come."""
+
+FAULTS_MOST: Final = 10
+"""So often what a thread with a fault has still to do is tried."""
 
 
 class _Begun:
@@ -60,20 +65,27 @@ class Worker(threading.Thread):
         self._end = allocate_lock()
         self._end.acquire()
         self._given_up = False
+        self.fault: BaseException | None = None
+        """What ended its work for good, and was no error that it goes on after."""
 
     def work(self) -> None:
-        """What it does; it tells of its own faults."""
+        """What it does. Called again once there is a fault: then it tells who waits, and ends."""
         raise NotImplementedError
 
     def run(self) -> None:
+        faults = 0
         try:
-            while not self._given_up:
+            while not self._given_up and faults < FAULTS_MOST:
                 try:
                     self.work()
                     break
                 except (MemoryError, SystemError):  # CPython's word for it where it has none left for a frame
                     # In the telling of a fault, or in waiting; its state is in attributes, so it goes on.
                     pass
+                except BaseException as error:
+                    faults += 1
+                    if self.fault is None:
+                        self.fault = error
         finally:  # the number of a thread that is gone is soon another's
             self._done = True
             self._end.release()

@@ -2,7 +2,7 @@
 
 I1. It holds strong references to Store and Committer only, never to a Database.
 I2. A flush that fails has given everything back; the error is kept for `stats()` and for writers that wait, and the
-    flush is tried again.
+    flush is tried again. After a fault of ours nothing is; that is kept for `close()` too.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ class Writer(Worker):
         self.stopping = False
         self.abandoned = False
         self.restarting: tuple[threading.Lock, int] | None = None
-        # this thread's own, read by stats() and by who waits for a flush
+        # this thread's own, as is `fault`, read by stats() and by who waits for a flush
         self.error: Error | MemoryError | None = None
-        self.fault: Exception | None = None
         self.flushes = 0
         self.synced_at = time.monotonic()
         self.bytes_written = 0
@@ -102,9 +101,12 @@ class Writer(Worker):
             self.store.file.check_writable()
             if (error := self.error) is not None and error is not earlier:
                 raise error
+            over = self.over  # before its fault, which it notes first
             if self.fault is not None:
                 raise Error(f"the writer thread has failed: {self.fault!r}") from self.fault
-            if self.stopping and self.over:
+            if over and not self.stopping:
+                raise Error("the writer thread has ended")
+            if over:
                 break
             gate = allocate_lock()
             gate.acquire()
@@ -116,7 +118,7 @@ class Writer(Worker):
     # -- the thread
 
     def work(self) -> None:
-        while True:
+        while self.fault is None:
             timeout = max(0.001, self.sync_due() - time.monotonic()) if self.group_pending else None
             if self.error is not None:
                 timeout = min(RETRY_S, timeout or RETRY_S)
@@ -137,13 +139,11 @@ class Writer(Worker):
                     self.group_pending = False
                 self.end_restart()
                 self.tell_progress()
-            except Exception as error:  # a fault of ours: keep it for close(), and do no more
-                self.fault = error
-                self.end_restart()
-                self.tell_progress()
-                break
             if self.stopping:
                 break
+        if self.fault is not None:
+            self.end_restart()
+            self.tell_progress()
         if self.channel is not None:
             with contextlib.suppress(Error):
                 self.channel.close()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import gc
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,6 +83,106 @@ def test_a_thread_whose_work_raises_is_over(monkeypatch: pytest.MonkeyPatch) -> 
     worker.start()
     assert eventually(lambda: worker._done, 20)
     assert worker.over
+
+
+ENDS = [SystemExit, KeyboardInterrupt, RecursionError, OverflowError]
+
+
+def ended(path: Path, db: mmlsm.Database, pairs: dict[bytes, bytes], match: str = "has failed") -> None:
+    """Each call that waits for a thread of this database, whose fault is known, is told; and nothing is lost."""
+
+    def refused(call: Callable[[], object]) -> Callable[[], None]:
+        def work() -> None:
+            with pytest.raises(mmlsm.Error, match=match):
+                call()
+
+        return work
+
+    engine = db._engine
+    in_threads(refused(engine.flush), refused(db.compact), timeout=30)
+    in_threads(db.sync, timeout=30)  # it waits for no thread, and is as good as ever
+    in_threads(refused(db.close), timeout=30)
+    assert engine.writer.over
+    assert engine.merger.over
+    with tiny(path) as again:
+        assert dict(again.items()) == pairs
+
+
+@pytest.mark.parametrize("step", ["wakeups", "sync_if_due", "flush_sealed", "move_log"])
+@pytest.mark.parametrize("error", ENDS)
+def test_whatever_ends_the_writer_thread_is_told_to_who_waits_for_it(
+    path: Path, step: str, error: type[BaseException]
+) -> None:
+    db = tiny(path)
+    db[b"a"] = b"1"
+    writer = db._engine.writer
+
+    def fail(**_: object) -> None:
+        raise error("planted")
+
+    setattr(writer, step, SimpleNamespace(put=writer.wakeups.put, get=fail) if step == "wakeups" else fail)
+    assert eventually(lambda: (writer.wake(), writer.over)[1], 20)
+    assert type(writer.fault) is error
+    assert "planted" in (db.stats().flush_error or "")
+    with pytest.raises(mmlsm.Error, match="planted"):
+        db[b"b"] = b"2"
+    ended(path, db, {b"a": b"1"})
+
+
+@pytest.mark.parametrize("error", ENDS)
+def test_whatever_ends_the_merge_thread_is_told_to_who_waits_for_it(path: Path, error: type[BaseException]) -> None:
+    db = tiny(path)
+    db[b"a"] = b"1"
+    merger = db._engine.merger
+
+    def fail() -> bool:
+        raise error("planted")
+
+    waiting = merger.request_compaction(None)
+    merger.step = fail  # type: ignore[method-assign]
+    merger.wake()
+
+    def wait() -> None:
+        with contextlib.suppress(mmlsm.Error):  # it may have been done before that
+            waiting.wait()
+
+    in_threads(wait, timeout=30)
+    assert eventually(lambda: (merger.wake(), merger.fault is not None)[1], 20)
+    assert "planted" in (db.stats().merge_error or "")
+    assert not merger.over, "nobody else would end the writer thread of a database that is dropped"
+    with pytest.raises(mmlsm.Error, match="planted"):
+        db.compact()
+    with pytest.raises(error if issubclass(error, Exception) else mmlsm.Error, match="planted"):
+        db.close()
+    with tiny(path) as again:
+        assert dict(again.items()) == {b"a": b"1"}
+
+
+@pytest.mark.parametrize("which", ["writer", "merger"])
+def test_an_exception_that_others_raise_in_a_thread_is_told_wherever_it_comes(path: Path, which: str) -> None:
+    """However often: the thread ends, or waits for the end as though it had not met it."""
+    db = tiny(path)
+    pairs = {b"%03d" % i: bytes(50) for i in range(60)}
+    db.update(pairs)
+    worker: Any = getattr(db._engine, which)
+
+    def strike() -> bool:
+        assert worker.ident is not None
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident), ctypes.py_object(SystemExit))
+        worker.wake()
+        return bool(worker.fault is not None or worker.over)
+
+    assert eventually(strike, 20)
+    for _ in range(30):
+        strike()
+
+    def closed() -> None:
+        with pytest.raises(mmlsm.Error, match=r"has (failed|ended)"):
+            db.close()
+
+    in_threads(closed, timeout=30)
+    with tiny(path) as again:
+        assert dict(again.items()) == pairs
 
 
 def test_the_lock_of_a_dropped_transaction_is_freed_though_the_freeing_is_struck(
