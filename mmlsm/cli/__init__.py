@@ -6,13 +6,12 @@ I1. What goes wrong is one line on stderr, `mmlsm: ...`, and an exit code (cli/a
 from __future__ import annotations
 
 import contextlib
-import io
 import lzma
 import sys
 from collections.abc import Sequence
 
 import mmlsm
-from mmlsm.cli import demonstration, entries, lines, map, page, salvage, shape, whole
+from mmlsm.cli import demonstration, entries, lines, map, page, salvage, shape, streams, whole
 from mmlsm.cli.arguments import EXIT_CODES, EXIT_DATABASE, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Parser, UsageError
 
 __all__ = ["main"]
@@ -39,14 +38,18 @@ def grammar() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Prints, and raises SystemExit only for --help and wrong arguments."""
-    sys.stdout = sys.stdout or open("/dev/null", "w")  # noqa: SIM115  # None where it was closed before the start
-    args = grammar().parse_args(argv)
+    streams.prepare()
     try:
-        code: int = args.run(args)
+        try:
+            args = grammar().parse_args(argv)
+            code: int = args.run(args)
+        except SystemExit:  # --help, which is to be printed too, or wrong arguments
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        _forget_stdout()
+        streams.forget_output()
         return EXIT_OK
     except KeyboardInterrupt:
         return complain("interrupted", EXIT_INTERRUPTED)
@@ -58,10 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(f"the .xz file is damaged: {error}", EXIT_USAGE)
     except OSError as error:
         return complain(reason_of(error), EXIT_USAGE)
+    except MemoryError:
+        return complain("there is not enough memory", EXIT_DATABASE)
 
 
 def complain(text: str, code: int) -> int:
     """One line on stderr; the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        streams.forget_output()  # else Python tries it again at exit, and tells of it in its own words
     with contextlib.suppress(BrokenPipeError):
         print(f"mmlsm: {' '.join(text.split())}", file=sys.stderr)
     return code
@@ -72,10 +81,3 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
-
-
-def _forget_stdout() -> None:
-    """Whoever read our output has gone: nothing more is to be written, also not at exit."""
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.close()
-    sys.stdout = io.StringIO()

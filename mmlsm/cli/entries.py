@@ -14,6 +14,7 @@ import mmlsm
 from mmlsm.cli import arguments
 from mmlsm.cli.arguments import EXIT_NO, EXIT_OK, Commands, UsageError, bytes_of, maybe_bytes_of
 from mmlsm.cli.output import Output, json_of
+from mmlsm.cli.streams import standard_input
 
 if TYPE_CHECKING:
     from mmlsm.read.cursor import Range
@@ -121,7 +122,7 @@ def run_put(args: argparse.Namespace) -> int:
         if args.source is not None:
             value = stack.enter_context(args.source.open("rb"))
         elif args.value == "-":
-            value = sys.stdin.buffer
+            value = standard_input()
         else:
             value = bytes_of(args.value, args.hex)
         if args.hex and not isinstance(value, bytes):

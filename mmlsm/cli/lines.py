@@ -20,6 +20,7 @@ from mmlsm.cli import arguments
 from mmlsm.cli.arguments import EXIT_OK, Commands, UsageError, bytes_of
 from mmlsm.cli.entries import chosen
 from mmlsm.cli.output import Output, Tell, text_of
+from mmlsm.cli.streams import standard_input
 
 FORMAT = "The first tab of a line ends the key. A file whose name ends in .xz is packed."
 KEY_BYTES_MOST = 65535
@@ -48,7 +49,7 @@ def add(commands: Commands) -> None:
 def lines_of(name: str, tell: Tell) -> Iterator[Iterator[bytes]]:
     """The lines of a file or of standard input; `tell` hears how far into the file they are."""
     if name == "-":
-        yield iter(sys.stdin.buffer)
+        yield iter(standard_input())
         return
     path = Path(name)
     size = path.stat().st_size

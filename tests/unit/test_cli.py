@@ -408,12 +408,3 @@ def test_a_dump_of_bytes_folds_equal_rows() -> None:
     lines = dump_of(bytes(range(65, 81)) + bytes(64), 0x1000)
     assert [line[:10] for line in lines] == ["0000001000", "0000001010", "*"]
     assert lines[0].endswith("ABCDEFGHIJKLMNOP")
-
-
-def test_a_command_whose_output_is_closed_does_its_work(filled: Path) -> None:
-    for command in (["verify", filled], ["get", filled, "long"], ["delete", filled, "long"]):
-        shell = [*("/bin/sh", "-c", '"$@" >&-', "sh"), *(sys.executable, "-m", "mmlsm"), *command]
-        done = subprocess.run(shell, stderr=subprocess.PIPE, timeout=60, check=False)
-        assert (done.returncode, done.stderr) == (0, b"")
-    with mmlsm.open(filled, readonly=True) as database:
-        assert b"long" not in database

@@ -1,0 +1,90 @@
+"""The command line between streams that are closed or full: one line and a code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmlsm
+
+TEXT = "Grüße – ü"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "some.mmlsm"
+
+
+@pytest.fixture
+def filled(path: Path) -> Path:
+    with mmlsm.open(path) as database:
+        database.put_many([(b"key %03d" % i, b"value %d" % i) for i in range(300)])
+        database.put(b"long", bytes(range(256)) * 400)
+        database.put(b"k" * 5000, b"of a long key")
+        database.put(TEXT.encode(), TEXT.encode())
+    return path
+
+
+def shell(redirection: str, *argv: object, **environment: str) -> tuple[int, bytes, bytes]:
+    """A command of its own process, its streams as the shell redirects them; its exit code, stdout and stderr."""
+    command = ["/bin/sh", "-c", f'"$@" {redirection}', "sh", sys.executable, "-m", "mmlsm", *map(str, argv)]
+    done = subprocess.run(
+        command, input=b"", capture_output=True, timeout=60, check=False, env={**os.environ, **environment}
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def is_one_line(err: bytes, *words: str) -> bool:
+    text = err.decode()
+    return text.startswith("mmlsm: ") and text.count("\n") == 1 and all(word in text for word in words)
+
+
+# ---- closed and full
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["verify"], ["get", "long"], ["get", b"key 001".hex(), "--hex"], ["scan"], ["dump"], ["info"], ["levels"], ["map"],
+     ["keys", "--count"], ["put", "new", "value", "--json"], ["load", "LINES"], ["--help"]],
+    ids=" ".join,
+)  # fmt: skip
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
+def test_output_that_cannot_be_written_is_told(filled: Path, argv: list[str], redirection: str) -> None:
+    source = filled.with_name("lines")
+    source.write_bytes(b"new\tvalue\n")
+    command, *rest = [str(source) if part == "LINES" else part for part in argv]
+    code, out, err = shell(redirection, command, *([] if command == "--help" else [filled]), *rest)
+    word = "standard output is closed" if redirection == ">&-" else "No space left"
+    assert (code, out) == (2, b"")
+    assert is_one_line(err, word), err
+    with mmlsm.open(filled, readonly=True) as database:
+        assert (b"new" in database) == (command in ("put", "load")), "what was asked for is done all the same"
+
+
+def test_a_command_that_has_nothing_to_say_does_not_miss_its_output(filled: Path) -> None:
+    assert shell(">&-", "delete", filled, "long") == (0, b"", b"")
+    assert shell(">&- 2>&-", "put", filled, "new", "value") == (0, b"", b"")
+    with mmlsm.open(filled, readonly=True) as database:
+        assert b"long" not in database
+        assert database[b"new"] == b"value"
+
+
+def test_without_stderr_complaints_go_nowhere(filled: Path) -> None:
+    for argv in (["get", filled, "none"], ["nonsense"], ["info", filled.with_name("none")]):
+        code, out, _ = shell("2>&-", *argv)
+        assert code > 0
+        assert out == b""
+    assert shell(">&- 2>&-", "info", filled)[0] == 2
+
+
+@pytest.mark.parametrize("argv", [["load"], ["load", "-", "--hex"], ["put", "key", "-"]], ids=" ".join)
+def test_input_that_is_closed_is_told(path: Path, argv: list[str]) -> None:
+    command, *rest = argv
+    code, out, err = shell("<&-", command, path, *rest)
+    assert (code, out) == (2, b"")
+    assert is_one_line(err, "standard input is closed"), err
+    assert not path.exists()
