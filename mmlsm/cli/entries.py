@@ -173,7 +173,7 @@ def run_scan(args: argparse.Namespace) -> int:
                 continue
             line = f"{output.text(key)}\t{output.text(value if width is None else value[:width])}"
             if width is not None and len(expanded := line.expandtabs()) > width:
-                line = expanded[: width - 1] + "…"
+                line = output.cut(expanded, width)
             output.line(line)
     return EXIT_OK
 

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+from mmlsm.cli.streams import can_print
+
 Tell = Callable[[int, int], object]
 """`tell(done, total)`, as the database's long calls take it."""
 
@@ -76,10 +78,18 @@ class Output:
         self.as_json = as_json
         self.as_hex = as_hex
         self.terminal = not as_json and sys.stdout.isatty()
+        self.more = "…" if can_print("…") else "..."
+        """Stands for what is cut off."""
+        self.none = "–" if can_print("–") else "-"
+        """Stands in a table for nothing."""
 
     def text(self, data: bytes) -> str:
         """A key or value for a human."""
         return text_of(data, self.as_hex)
+
+    def cut(self, text: str, most: int) -> str:
+        """Text of at most so many characters, which shows where it was cut."""
+        return text if len(text) <= most else text[: most - len(self.more)] + self.more
 
     def line(self, text: str = "") -> None:
         """One line of plain text."""
@@ -87,7 +97,8 @@ class Output:
 
     def json(self, value: object) -> None:
         """One JSON value on a line of its own."""
-        print(json.dumps(value, ensure_ascii=False))
+        text = json.dumps(value, ensure_ascii=False)
+        print(text if can_print(text) else json.dumps(value))
 
     def title(self, text: str) -> None:
         """A heading, with a blank line before it."""

@@ -143,7 +143,8 @@ def decode_node(file: File, owner: Owner, shown: Shown, as_hex: bool, verify: st
     for i, (inline, kind, packed, value) in enumerate(leaf.entries_of(pages.window, owner.first)):
         what = KINDS[kind & 15]
         reference = Reference.unpack(value) if what == "overflow" else None
-        text = f"at page {reference.page}" if reference else cut(output.text(value[: SHOWN_BYTES + 1]))
+        head = output.cut(output.text(value[: SHOWN_BYTES + 1]), SHOWN_BYTES)
+        text = f"at page {reference.page}" if reference else head
         length = reference.length if reference else len(value)
         shown.rows.append((i, what, key_text(output, inline, packed), length, text))
 
@@ -153,12 +154,7 @@ def key_text(output: Output, inline: bytes, packed: bytes) -> str:
     if not packed:
         return output.text(inline)
     reference = Reference.unpack(packed)
-    return f"{output.text(inline)}… ({reference.length:,} bytes at page {reference.page})"
-
-
-def cut(text: str) -> str:
-    """A value's text, at most SHOWN_BYTES wide."""
-    return text if len(text) <= SHOWN_BYTES else text[: SHOWN_BYTES - 1] + "…"
+    return f"{output.text(inline)}{output.more} ({reference.length:,} bytes at page {reference.page})"
 
 
 def decode_manifest(file: File, owner: Owner, shown: Shown) -> None:

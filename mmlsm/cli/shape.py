@@ -121,7 +121,7 @@ def run_rows(manifest: Manifest, segments: Sequence[Segment], file_pages: int, o
     for i, level in enumerate(manifest.levels):
         name = level_name(i, len(manifest.levels))
         if not level:
-            rows.append([name, "–", 0, *figures_of([], file_pages), "", ""])
+            rows.append([name, output.none, 0, *figures_of([], file_pages), "", ""])
         for j in range(len(level)):
             of_run = [segment for segment in segments if (segment.level, segment.run) == (i, j)]
             rows.append([name if j == 0 else "", str(j), len(of_run), *figures_of(of_run, file_pages),
@@ -150,8 +150,7 @@ def keys_of(segments: Sequence[Segment], output: Output) -> tuple[str, str]:
 
 def short(output: Output, key: bytes) -> str:
     """A key in a table."""
-    text = output.text(key[: KEY_MOST + 1])
-    return text if len(text) <= KEY_MOST else text[: KEY_MOST - 1] + "…"
+    return output.cut(output.text(key[: KEY_MOST + 1]), KEY_MOST)
 
 
 def to_the_right(rows: list[list[object]], columns: dict[int, str]) -> list[list[Any]]:

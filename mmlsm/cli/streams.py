@@ -1,19 +1,23 @@
-"""The standard streams of a command: closed before its start, gone in the middle.
+"""The standard streams of a command: closed before its start, of a narrow encoding, gone in the middle.
 
 One thread.
 
 I1. What standard output cannot take is an OSError, never nothing; where a command prints nothing, none is missed.
+I2. Text loses nothing: a character that an encoding does not have is shown as its UTF-8 bytes, as output.text_of does.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import io
 import sys
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from mmlsm.cli.arguments import UsageError
+
+BY_BYTES: Final = "mmlsm-by-bytes"
 
 
 class ClosedOutput(io.RawIOBase):
@@ -26,12 +30,34 @@ class ClosedOutput(io.RawIOBase):
         raise OSError(errno.EBADF, "standard output is closed")
 
 
+def by_bytes(error: UnicodeError) -> tuple[str, int]:
+    """Of characters that cannot be encoded each byte in hexadecimal; for the codecs."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    data = error.object[error.start : error.end].encode("utf-8", "surrogateescape")
+    return "".join(f"\\x{byte:02x}" for byte in data), error.end
+
+
+codecs.register_error(BY_BYTES, by_bytes)
+
+
 def prepare() -> None:
-    """Have a standard output and error, whatever there was."""
+    """Have a standard output and error, whatever there was, that take all text."""
     if sys.stdout is None:
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(ClosedOutput()), "utf-8")
     if sys.stderr is None:
         sys.stderr = open("/dev/null", "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors=BY_BYTES)
+
+
+def can_print(text: str) -> bool:
+    """Whether standard output has all these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def standard_input() -> BinaryIO:

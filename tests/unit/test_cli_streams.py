@@ -1,7 +1,8 @@
-"""The command line between streams that are closed or full: one line and a code."""
+"""The command line between streams that are closed, full or of a narrow encoding: one line, a code."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -88,3 +89,46 @@ def test_input_that_is_closed_is_told(path: Path, argv: list[str]) -> None:
     assert (code, out) == (2, b"")
     assert is_one_line(err, "standard input is closed"), err
     assert not path.exists()
+
+
+# ---- encodings
+
+
+@pytest.mark.parametrize(
+    "argv", [["levels"], ["levels", "--segments"], ["map"], ["scan"], ["keys"], ["info"], ["get", TEXT]], ids=" ".join
+)
+def test_a_narrow_encoding_loses_nothing(filled: Path, argv: list[str]) -> None:
+    command, *rest = argv
+    code, out, err = shell("", command, filled, *rest, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (code, err) == (0, b"")
+    if command != "get":
+        assert out.isascii()
+    shown = rb"Gr\xc3\xbc\xc3\x9fe \xe2\x80\x93 \xc3\xbc"
+    if command in ("scan", "keys"):
+        assert shown in out
+    if command in ("levels", "map"):
+        assert b"\\x" not in out.replace(shown, b""), "no mark of ours is escaped"
+
+
+def test_a_narrow_encoding_leaves_json_what_it_is(filled: Path) -> None:
+    argv = ["scan", filled, "--json"]
+    wide, narrow = (shell("", *argv, PYTHONIOENCODING=encoding)[1] for encoding in ("utf-8", "ascii"))
+    assert narrow.isascii()
+    assert not wide.isascii()
+    loaded = [[json.loads(line) for line in out.splitlines()] for out in (wide, narrow)]
+    assert loaded[0] == loaded[1]
+    assert {"key": TEXT, "value": TEXT} in loaded[1]
+
+
+def test_a_name_that_is_no_text_is_shown_by_its_bytes(tmp_path: Path) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.db")
+    try:
+        mmlsm.open(name).close()
+    except mmlsm.StorageError:
+        pytest.skip("this file system has no such names")
+    code, out, err = shell("", "info", name, PYTHONIOENCODING="utf-8")
+    assert (code, err) == (0, b"")
+    assert b"/\\xff.db: mmlsm database" in out
+    code, out, err = shell("", "info", name, "--json", PYTHONIOENCODING="utf-8")
+    assert (code, err) == (0, b"")
+    assert json.loads(out)["path"] == name

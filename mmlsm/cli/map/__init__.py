@@ -94,8 +94,7 @@ def look(layout: Layout, tell: Any, output: Output) -> tuple[Pages, list[page.Li
 
 def short(output: Output, key: bytes) -> str:
     """A key in the table of segments."""
-    text = output.text(key[: KEY_MOST + 1])
-    return text if len(text) <= KEY_MOST else text[: KEY_MOST - 1] + "…"
+    return output.cut(output.text(key[: KEY_MOST + 1]), KEY_MOST)
 
 
 def show(pages: Pages, args: argparse.Namespace, output: Output) -> None:
@@ -122,7 +121,7 @@ def show(pages: Pages, args: argparse.Namespace, output: Output) -> None:
     shares = column("share", [drawing.percent(held, pages.total) for *_, held in rows])
     output.table(
         ("level", "pages for", "pages", "MiB", "share"),
-        [(level or "–", kind, held, size, share)
+        [(level or output.none, kind, held, size, share)
          for (level, kind, held), size, share in zip(rows, sizes, shares, strict=True)],
     )  # fmt: skip
     for problem in pages.problems:
