@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import mmlsm
-from mmlsm.cli import arguments
+from mmlsm.cli import arguments, streams
 from mmlsm.cli.arguments import EXIT_NO, EXIT_OK, Commands, UsageError, bytes_of, maybe_bytes_of
 from mmlsm.cli.output import Output, json_of
-from mmlsm.cli.streams import standard_input
 
 if TYPE_CHECKING:
     from mmlsm.read.cursor import Range
@@ -122,11 +120,15 @@ def run_put(args: argparse.Namespace) -> int:
         if args.source is not None:
             value = stack.enter_context(args.source.open("rb"))
         elif args.value == "-":
-            value = standard_input()
+            value = streams.standard_input()
         else:
             value = bytes_of(args.value, args.hex)
         if args.hex and not isinstance(value, bytes):
-            value = io.BytesIO(bytes_of(value.read().decode("ascii", "replace"), True))
+            digits = value.read(streams.LINE_BYTES_MOST + 1)
+            if len(digits) > streams.LINE_BYTES_MOST:
+                most = f"{streams.LINE_BYTES_MOST:,}"
+                raise UsageError(f"put --hex: more than {most} digits; without --hex a value of any length goes in")
+            value = bytes_of(digits.decode("ascii", "replace"), True)
         with mmlsm.open(args.file) as database:
             database.put(key, value)
             length = database.value_length(key)

@@ -1,7 +1,7 @@
 """Whole databases as text: load and dump, one `key<TAB>value` line an entry.
 
-I1. `load` of what `dump` wrote gives the same entries. Bytes that cannot stand in a line are refused by `dump`, not
-    changed; with --hex there are none.
+I1. `load` of what `dump` wrote gives the same entries. What cannot stand in a line is refused by `dump`, not changed.
+I2. `load` holds one batch in memory: a line has a bound, and is given up earlier where it has no tab.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import contextlib
 import lzma
 import sys
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 import mmlsm
-from mmlsm.cli import arguments
+from mmlsm.cli import arguments, streams
 from mmlsm.cli.arguments import EXIT_OK, Commands, UsageError, bytes_of
 from mmlsm.cli.entries import chosen
 from mmlsm.cli.output import Output, Tell, text_of
-from mmlsm.cli.streams import standard_input
 
 FORMAT = "The first tab of a line ends the key. A file whose name ends in .xz is packed."
 KEY_BYTES_MOST = 65535
+HEAD_BYTES_MOST = 2 * KEY_BYTES_MOST + 2
+"""A key, in hexadecimal, and its tab."""
+BATCH_BYTES = 64 << 20
+"""A commit has no more lines once they have so many bytes."""
 
 
 def add(commands: Commands) -> None:
@@ -32,7 +34,7 @@ def add(commands: Commands) -> None:
                              f"Makes the database if there is none. {FORMAT}")  # fmt: skip
     load.add_argument("source", metavar="LINES", nargs="?", default="-", help="the file (default: standard input)")
     load.add_argument("--batch", metavar="N", type=arguments.positive, default=1000,
-                      help="lines in a commit (default: 1000)")  # fmt: skip
+                      help="lines in a commit, fewer where they are long (default: 1000)")  # fmt: skip
     load.add_argument("--durability", choices=("full", "group", "off"), default="group",
                       help="when a commit returns (default: group); all is durable when the command ends")  # fmt: skip
     arguments.add_hex(load)
@@ -49,14 +51,14 @@ def add(commands: Commands) -> None:
 def lines_of(name: str, tell: Tell) -> Iterator[Iterator[bytes]]:
     """The lines of a file or of standard input; `tell` hears how far into the file they are."""
     if name == "-":
-        yield iter(standard_input())
+        yield read_lines(streams.standard_input(), name)
         return
     path = Path(name)
     size = path.stat().st_size
     with path.open("rb") as raw, lzma.open(raw) if path.suffix == ".xz" else raw as file:
 
         def lines() -> Iterator[bytes]:
-            for number, line in enumerate(file):
+            for number, line in enumerate(read_lines(file, name)):
                 if number & 1023 == 0:
                     tell(raw.tell(), size)
                 yield line
@@ -65,11 +67,46 @@ def lines_of(name: str, tell: Tell) -> Iterator[Iterator[bytes]]:
         yield lines()
 
 
+def place_of(name: str, number: int) -> str:
+    """Where a line stands, for errors."""
+    return f"{'standard input' if name == '-' else name}, line {number}"
+
+
+def read_lines(file: BinaryIO | lzma.LZMAFile, name: str) -> Iterator[bytes]:
+    """The lines of a file; UsageError for one without an end (I2)."""
+    number = 0
+    while line := file.readline(HEAD_BYTES_MOST):
+        number += 1
+        if len(line) == HEAD_BYTES_MOST and not line.endswith(b"\n"):
+            if b"\t" not in line:
+                first = f"in its first {HEAD_BYTES_MOST:,} bytes"
+                raise UsageError(f"{place_of(name, number)}: no tab between a key and a value {first}")
+            line += file.readline(streams.LINE_BYTES_MOST + 1 - len(line))
+        if len(line) > streams.LINE_BYTES_MOST and not line.endswith(b"\n"):
+            most = f"{streams.LINE_BYTES_MOST:,}"
+            raise UsageError(f"{place_of(name, number)}: a line of more than {most} bytes; put --from takes any value")
+        yield line
+
+
+def batches_of(pairs: Iterator[tuple[bytes, bytes]], most: int) -> Iterator[list[tuple[bytes, bytes]]]:
+    """The pairs of each commit."""
+    batch: list[tuple[bytes, bytes]] = []
+    size = 0
+    for pair in pairs:
+        batch.append(pair)
+        size += len(pair[0]) + len(pair[1])
+        if len(batch) == most or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def pairs_of(lines: Iterator[bytes], name: str, as_hex: bool) -> Iterator[tuple[bytes, bytes]]:
     """Key and value of each line; UsageError that names the first line that has none."""
     for number, line in enumerate(lines, 1):
         key, tab, value = line.removesuffix(b"\n").partition(b"\t")
-        where = f"{'standard input' if name == '-' else name}, line {number}"
+        where = place_of(name, number)
         if not tab:
             raise UsageError(f"{where}: no tab between a key and a value")
         if as_hex:
@@ -90,7 +127,7 @@ def run_load(args: argparse.Namespace) -> int:
         pairs = pairs_of(lines, args.source, args.hex)
         with mmlsm.open(args.file, durability=args.durability) as database:
             try:
-                while batch := list(islice(pairs, args.batch)):
+                for batch in batches_of(pairs, args.batch):
                     database.put_many(batch)
                     loaded += len(batch)
             except UsageError as error:
@@ -105,10 +142,14 @@ def run_load(args: argparse.Namespace) -> int:
 def line_of(key: bytes, value: bytes, as_hex: bool) -> bytes:
     """An entry as a line; UsageError where its bytes do not go into one."""
     if as_hex:
-        return b"%s\t%s\n" % (key.hex().encode(), value.hex().encode())
-    if b"\t" in key or b"\n" in key or b"\n" in value:
+        line = b"%s\t%s\n" % (key.hex().encode(), value.hex().encode())
+    elif b"\t" in key or b"\n" in key or b"\n" in value:
         raise UsageError(f"the entry of key {text_of(key)[:80]} has a tab or newline in it: dump with --hex")
-    return b"%s\t%s\n" % (key, value)
+    else:
+        line = b"%s\t%s\n" % (key, value)
+    if len(line) - 1 > streams.LINE_BYTES_MOST:
+        raise UsageError(f"the entry of key {text_of(key)[:80]} is too long for a line: get --to writes its value")
+    return line
 
 
 @contextlib.contextmanager

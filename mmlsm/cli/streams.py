@@ -1,4 +1,4 @@
-"""The standard streams of a command: closed before its start, of a narrow encoding, gone in the middle.
+"""The standard streams of a command: closed before its start, of a narrow encoding, without an end, gone in the middle.
 
 One thread.
 
@@ -18,6 +18,9 @@ from typing import BinaryIO, Final
 from mmlsm.cli.arguments import UsageError
 
 BY_BYTES: Final = "mmlsm-by-bytes"
+
+LINE_BYTES_MOST = 256 << 20
+"""What is read whole into memory: a line without its end, a value in hexadecimal."""
 
 
 class ClosedOutput(io.RawIOBase):

@@ -1,17 +1,21 @@
-"""The command line between streams that are closed, full or of a narrow encoding: one line, a code."""
+"""The command line between streams that are closed, full, of a narrow encoding or without an end: one line, a code."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import mmlsm
+from mmlsm.cli import lines, streams
 
+Run = Callable[..., tuple[int, str, str]]
 TEXT = "Grüße – ü"
 
 
@@ -132,3 +136,95 @@ def test_a_name_that_is_no_text_is_shown_by_its_bytes(tmp_path: Path) -> None:
     code, out, err = shell("", "info", name, "--json", PYTHONIOENCODING="utf-8")
     assert (code, err) == (0, b"")
     assert json.loads(out)["path"] == name
+
+
+# ---- lines without an end
+
+
+class Endless(io.RawIOBase):
+    """Gives `head` and then zeros for ever; notes how much."""
+
+    def __init__(self, head: bytes = b"") -> None:
+        self.head = head
+        self.given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        assert self.given < 64 << 20, "it reads on and on"
+        part, self.head = self.head[: len(buffer)].ljust(len(buffer), b"\0"), self.head[len(buffer) :]
+        buffer[:] = part
+        self.given += len(part)
+        return len(part)
+
+
+def feed(monkeypatch: pytest.MonkeyPatch, stream: io.RawIOBase | io.BytesIO) -> None:
+    """What standard input is."""
+    buffer = io.BufferedReader(stream) if isinstance(stream, io.RawIOBase) else stream
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(buffer))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"", ["line 1", "no tab between a key and a value in its first 131,072 bytes"]),
+        (b"a\t1\nb\t2\n", ["line 3", "no tab", "the 2 lines"]),
+        (b"a\t1\nb\t2\nc\t", ["line 3", "a line of more than 1,000,000 bytes", "put --from", "the 2 lines"]),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--batch", "1"]])
+def test_a_line_without_an_end_is_told(
+    run: Run, path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes, words: list[str], options: list[str]
+) -> None:
+    monkeypatch.setattr(streams, "LINE_BYTES_MOST", 1_000_000)
+    stream = Endless(head)
+    feed(monkeypatch, stream)
+    code, out, err = run("load", path, *options)
+    assert (code, out) == (2, "")
+    if not options:  # all in one batch, of which nothing is loaded
+        words = [word.replace("the 2 lines", "the 0 lines") for word in words]
+    assert is_one_line(err.encode(), *words), err
+    assert stream.given < 4 << 20
+    assert run("keys", path)[1] == ("a\nb\n" if head and options else "")
+
+
+def test_hexadecimal_input_without_an_end_is_told(run: Run, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LINE_BYTES_MOST", 1_000_000)
+    stream = Endless()
+    feed(monkeypatch, stream)
+    code, out, err = run("put", path, "00", "-", "--hex")
+    assert (code, out) == (2, "")
+    assert is_one_line(err.encode(), "more than 1,000,000"), err
+    assert stream.given < 4 << 20
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+@pytest.mark.parametrize("options", [[], ["--hex"]])
+def test_the_longest_line_is_loaded_and_dumped_and_no_longer_one(
+    run: Run, path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes, options: list[str]
+) -> None:
+    key = b"k" * 65_535
+    line = (key.hex().encode() if options else key) + b"\t" + b"6" * 200_000
+    longest = b"00\t11\n" + line + end
+    monkeypatch.setattr(streams, "LINE_BYTES_MOST", len(line))
+    feed(monkeypatch, io.BytesIO(longest))
+    assert run("load", path, *options) == (0, "2 lines loaded\n", "")
+    code, out, err = run("dump", path, *options)
+    assert (code, out, err) == (0, f"00\t11\n{line.decode()}\n", "")
+    monkeypatch.setattr(streams, "LINE_BYTES_MOST", len(line) - 1)
+    code, _, err = run("dump", path, *options)
+    assert code == 2
+    assert is_one_line(err.encode(), "too long for a line", "get --to"), err
+    feed(monkeypatch, io.BytesIO(longest))
+    assert run("load", path, *options)[0] == 2
+
+
+def test_long_lines_make_small_batches(run: Run, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "BATCH_BYTES", 1000)
+    feed(monkeypatch, io.BytesIO(b"".join(b"%d\t%s\n" % (i, b"v" * 300) for i in range(10)) + b"no tab\n"))
+    code, _, err = run("load", path)
+    assert code == 2
+    assert "the 8 lines of the batches before it" in err
+    assert run("keys", path, "--count") == (0, "8\n", "")
