@@ -65,7 +65,8 @@ def close_at_exit(engine: Engine) -> None:
 
 
 def end_commits(engine: Engine) -> None:
-    """Let no commit begin any more, and make those that did durable."""
+    """Let no commit begin any more, tell those that wait to, and make those that did durable."""
+    engine.write_lock.end()
     if (committer := engine.committer) is not None:
         with committer.order_lock:
             committer.closing = True

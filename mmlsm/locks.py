@@ -16,7 +16,8 @@ A thread that waits for a lock holds only locks of a smaller rank. With `debug` 
 I1. `FairLock` is given in the order of asking. It is handed over, never put up for grabs while somebody waits.
 I2. A waiter that gives up (time out, Ctrl-C) has either left the queue or passed the lock on.
 I3. Each tenure of a `FairLock` ends once, and `release_of` ends none but that which it names.
-I4. `RWLock`: the exclusive side is only ever tried; nobody waits for it, and it is never given beside a shared holder.
+I4. Once a `FairLock` has ended nobody waits for it, and who asks for it is told. Its holder keeps it.
+I5. `RWLock`: the exclusive side is only ever tried; nobody waits for it, and it is never given beside a shared holder.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Protocol, TypeVar
 
+from mmlsm.errors import ClosedError
 from mmlsm.latch import latched
 
 WRITE: Final = 10
@@ -132,13 +134,14 @@ class FairLock:
     It belongs to a thread (`owner`), but any thread may release it, as a transaction may be ended elsewhere.
     """
 
-    __slots__ = ("_debug", "_guard", "_waiting", "owner", "tenure")
+    __slots__ = ("_debug", "_guard", "_waiting", "ended", "owner", "tenure")
 
     def __init__(self, debug: bool = False) -> None:
         self.owner: int | None = None
         """`threading.get_ident()` of the thread that took it, None when free."""
         self.tenure = 0
         """How often it was released: the number of the present tenure, or of the next where it is free."""
+        self.ended = False
         self._guard = new_lock()
         self._waiting: deque[tuple[threading.Lock, int]] = deque()
         self._debug = debug
@@ -146,7 +149,7 @@ class FairLock:
     def acquire(self, timeout: float | None = None) -> bool:
         """Take the lock; False if it was not given within `timeout` seconds (None: wait for ever, 0: only try).
 
-        RuntimeError when this thread has it already, as waiting for oneself would never end.
+        RuntimeError when this thread has it already, as waiting for oneself would never end; ClosedError once it ended.
         """
         if self._debug:
             check_order("write", WRITE)
@@ -155,6 +158,7 @@ class FairLock:
             raise RuntimeError("this thread holds the write lock already")
         try:
             with self._guard:
+                self._check()
                 if self.owner is None:
                     self.owner = me
                     return True
@@ -164,6 +168,8 @@ class FairLock:
                 gate.acquire()
                 self._waiting.append((gate, me))
             given = gate.acquire(True, -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+            if given and self.owner != me:
+                self._check()
             return given or not self._left(gate, me)
         except BaseException:
             # Ctrl-C can come at any step above: before the queue, in it, or just after the lock was given (I2).
@@ -180,8 +186,14 @@ class FairLock:
         with self._guard:
             if self.owner == me:
                 return False
+            if (gate, me) not in self._waiting:
+                self._check()
             self._waiting.remove((gate, me))
             return True
+
+    def _check(self) -> None:
+        if self.ended:
+            raise ClosedError("the database was closed before the write lock was free: open it again")
 
     def _leave(self, me: int) -> None:
         """Be neither owner nor in the queue, whichever of them this thread was."""
@@ -203,6 +215,15 @@ class FairLock:
         with self._guard:
             if self.tenure == tenure and self.owner is not None:
                 self._pass_on()
+
+    def end(self) -> None:
+        """Let nobody have it any more but who has it now: all others are told (I4). May be done twice."""
+        with self._guard:
+            self.ended = True
+            while self._waiting:
+                gate = self._waiting[0][0]
+                del self._waiting[0]  # no call before the gate is opened, as below
+                gate.release()
 
     def _pass_on(self) -> None:
         # No call between taking out of the queue and opening the gate: CPython lets Ctrl-C in after calls,
@@ -262,7 +283,7 @@ class RWLock:
             self.shared_count -= 1
 
     def try_acquire_exclusive(self) -> bool:
-        """True when nobody has either side; never waits (I4). May be tried again after `release_exclusive`."""
+        """True when nobody has either side; never waits (I5). May be tried again after `release_exclusive`."""
         with self._guard:
             if self.shared_count or self._exclusive:
                 return False

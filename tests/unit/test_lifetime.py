@@ -127,6 +127,57 @@ def test_every_call_beside_a_close_answers_or_says_closed(path: Path, seed: int)
         proof.prove_file(path)
 
 
+def test_who_waits_for_the_write_lock_is_told_of_the_close_though_its_holder_never_ends(path: Path) -> None:
+    db = filled(path)
+    lock, transaction = db._engine.write_lock, db.begin(write=True)
+    transaction.put(b"never", bytes(2 << 20))
+    calls: list[Callable[[], object]] = [
+        lambda: db.put(b"never", bytes(2 << 20)), lambda: db.begin(write=True), lambda: db.pop(b"a"), db.clear,
+        lambda: db.begin(write=True, timeout=60), lambda: db.compare_and_set(b"a", b"1", b"2"),
+        lambda: db.update({b"never": b"1"}),
+    ]  # fmt: skip
+
+    def close() -> None:
+        assert eventually(lambda: lock.waiting == len(calls), 20)
+        db.close()
+
+    in_threads(close, *[lambda call=call: refused("it", call, mmlsm.ClosedError) for call in calls], timeout=60)
+    refused("commit", transaction.commit, mmlsm.ClosedError)
+    with tiny(path) as again:
+        assert again[b"a"] == b"1"
+        assert b"never" not in again
+
+
+def test_a_close_beside_a_commit_that_has_the_write_lock_lets_it_end_and_tells_who_waits_for_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = filled(path, durability="full")
+    committer, lock = db._engine.committer, db._engine.write_lock
+    assert committer is not None
+    entered, told, room = threading.Event(), threading.Event(), committer.log.room
+
+    def slow(length: int) -> None:
+        entered.set()
+        assert told.wait(20), "who waits is not told before the commit ends"
+        room(length)
+
+    monkeypatch.setattr(committer.log, "room", slow)
+
+    def wait() -> None:
+        assert entered.wait(20)
+        refused("put", lambda: db.put(b"never", b"1"), mmlsm.ClosedError)
+        told.set()
+
+    def close() -> None:
+        assert eventually(lambda: lock.waiting == 1, 20)
+        db.close()
+
+    in_threads(lambda: db.put(b"there", b"1"), wait, close, timeout=60)
+    with tiny(path) as again:
+        assert again[b"there"] == b"1"
+        assert b"never" not in again
+
+
 @pytest.mark.parametrize("again", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_no_handle_can_be_pickled_or_copied(path: Path, again: Any) -> None:
     with filled(path) as db:

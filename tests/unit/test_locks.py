@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import signal
 import sys
@@ -9,9 +10,11 @@ import threading
 
 import pytest
 
-from commit_rig import eventually
+from commit_rig import eventually, in_threads
 from mmlsm import locks
+from mmlsm.errors import ClosedError
 from mmlsm.locks import FairLock, OrderedLock, RWLock, ordered_lock
+from rig.lifetime.interrupts import points
 
 
 def test_a_free_lock_is_given_at_once_and_names_its_owner():
@@ -218,6 +221,93 @@ def test_ctrl_c_at_any_step_of_taking_leaves_the_lock_to_others(step):
     assert outcome
     assert lock.waiting == 0
     assert lock.acquire(0), f"lost after an interruption at line {count}"
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_who_waits_for_a_lock_that_ends_is_told_and_its_holder_keeps_it(timeout: float | None) -> None:
+    lock = FairLock()
+    told: list[object] = []
+
+    def ask() -> None:
+        try:
+            told.append(lock.acquire(timeout))
+        except ClosedError as error:
+            told.append(type(error))
+
+    lock.acquire()
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert eventually(lambda: lock.waiting == 3)
+    lock.end()
+    for thread in threads:
+        thread.join(20)
+    assert told == [ClosedError] * 3
+    assert lock.owner == threading.get_ident()
+    assert lock.waiting == 0
+    lock.release()
+    for late in (None, 0):
+        with pytest.raises(ClosedError):
+            lock.acquire(late)
+    assert lock.owner is None
+
+
+def test_a_lock_that_ends_just_when_the_time_is_out_is_told_of() -> None:
+    lock = FairLock()
+    lock.acquire()
+
+    class LateGate:
+        """A gate whose wait times out, but only after the lock has ended."""
+
+        def __init__(self) -> None:
+            self.waits = -1
+
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            self.waits += 1
+            if self.waits:
+                lock.end()
+            return not self.waits
+
+        def release(self) -> None: ...
+
+    def ask() -> None:
+        with pytest.raises(ClosedError):
+            lock.acquire(1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locks, "_new_gate", LateGate)
+        in_threads(ask, timeout=20)
+
+
+def test_an_end_that_is_struck_anywhere_and_done_again_leaves_nobody_waiting() -> None:
+    lock = FairLock()
+    told: list[bool] = []
+
+    def ask(lock: FairLock) -> None:
+        with contextlib.suppress(ClosedError):
+            lock.acquire()
+        told.append(True)
+
+    threads: list[threading.Thread] = []
+
+    def renew() -> None:
+        nonlocal lock
+        lock = FairLock()
+        lock.acquire()
+        for _ in range(3):
+            threads.append(threading.Thread(target=ask, args=(lock,), daemon=True))
+            threads[-1].start()
+        assert eventually(lambda: lock.waiting == 3, 20)
+
+    renew()
+    for strike in points(lambda: lock.end()):
+        lock.end()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads), f"struck at step {strike.at}: {strike.where}"
+        threads.clear()
+        renew()
+    lock.end()
 
 
 def test_many_threads_with_time_outs_keep_it_exclusive_and_lose_nothing():
