@@ -4,7 +4,8 @@ Any thread; one at a time, by the engine's lock.
 
 I1. A close that is cut off, by Ctrl-C or whatever a signal's handler raises, closes all the same before that comes out:
     what it was doing is done again, but for the flush and the clean end, without which the log is replayed at the next
-    open. Cut off once more in between, it goes on at the next call.
+    open. Cut off once more in between, or without memory or stack for it, it goes on at the next call. What ends the
+    handles and threads and gives up the locks is never left out.
 I2. The file's locks go when neither thread runs any more.
 I3. Once the interpreter is ending, nobody is waited for: its other threads stand still for ever wherever they were,
     maybe with a lock. What is left open then is as after kill -9, and what only the buffer had (`off`) is written.
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 TRIES_MOST: Final = 100
 """So often a step that fails, for want of memory or by our own fault, is done again."""
 
+ONCE, AGAIN, ALWAYS = range(3)
+"""What becomes of a step that fails: it is left out; done again, and left out when that is hopeless; never left out."""
+
+WANTS: Final = (MemoryError, RecursionError)
+"""What another call may have enough of."""
+
+FRAMES_LEAST: Final = 50
+"""A close needs about twenty; where they are not there it does nothing, for what finalisers cannot close stays open."""
+
 
 def close(engine: Engine) -> None:
     """Flush, join both threads, leave a clean file; raises the first thing that went wrong. Twice is no error."""
@@ -33,7 +43,8 @@ def close(engine: Engine) -> None:
     if sys.is_finalizing():
         close_at_exit(engine)
         return
-    steps, again, count = STEPS, AGAIN, COUNT
+    descend(FRAMES_LEAST)
+    steps, tries, count = STEPS, TRIES, COUNT
     with engine.close_lock:
         while engine.closing_step < count:
             try:
@@ -42,11 +53,21 @@ def close(engine: Engine) -> None:
                     engine.closing_step += 1
             except BaseException as error:  # no call here before what was cut off is done again
                 errors = engine.closing_errors = [*engine.closing_errors, error]
-                if isinstance(error, Error) or not again[engine.closing_step] or len(errors) > TRIES_MOST:
+                how, enough = tries[engine.closing_step], len(errors) > TRIES_MOST
+                hopeless = isinstance(error, Error) or (enough and isinstance(error, Exception))
+                if how == ONCE or (how == AGAIN and hopeless and not isinstance(error, WANTS)):
                     engine.closing_step += 1
+                elif enough:
+                    break  # the next call goes on here
         errors, engine.closing_errors = engine.closing_errors, []
     if errors:
         raise errors[0]
+
+
+def descend(frames: int) -> None:
+    """RecursionError where the stack has not so many left."""
+    if frames:
+        descend(frames - 1)
 
 
 def close_at_exit(engine: Engine) -> None:
@@ -77,6 +98,7 @@ def flush(engine: Engine) -> None:
     """Make them segments, so that the log is empty."""
     if not engine.closing_errors:
         engine.flush()
+    engine.closing_flushed = not engine.closing_errors
 
 
 def end_handles(engine: Engine) -> None:
@@ -104,7 +126,7 @@ def leave_clean(engine: Engine) -> None:
         raise fault
     if fault is not None:  # SystemExit, say, that somebody raised in the thread: it is not the caller's
         raise Error(f"a thread of the database has failed: {fault!r}") from fault
-    if engine.closing_errors or engine.file.failure is not None:
+    if engine.closing_errors or not engine.closing_flushed or engine.file.failure is not None:
         return
     if committer is not None:
         with store.install_lock:
@@ -157,5 +179,5 @@ def close_file(engine: Engine) -> None:
 
 
 STEPS: Final = (end_commits, flush, end_handles, end_threads, leave_clean, let_go, close_file)
-AGAIN: Final = (True, False, True, True, False, True, True)
+TRIES: Final = (AGAIN, ONCE, ALWAYS, ALWAYS, ONCE, AGAIN, ALWAYS)
 COUNT: Final = len(STEPS)

@@ -75,6 +75,7 @@ class Engine:
         self._begin_lock = new_lock()
         self.close_lock = new_lock()
         self.closing_step = 0
+        self.closing_flushed = False
         self.closing_errors: list[BaseException] = []
         self._on_publish: Callable[[int], object] = lambda seq: None
         if name_of(path) == ":memory:":
