@@ -36,7 +36,7 @@ from rig.crashes.recorded import (
     phase_now,
 )
 
-pytestmark = pytest.mark.unproved
+pytestmark = [pytest.mark.unproved, pytest.mark.rig]
 
 
 # ---- hand-made logs

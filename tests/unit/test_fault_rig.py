@@ -18,6 +18,8 @@ from rig.faults.system import CACHED, HALF, LOST, METHODS, SHORT, Fault, FaultyS
 from rig.faults.trial import HURRIED, Trial
 from rig.faults.workloads import templates
 
+pytestmark = pytest.mark.rig
+
 OLD, NEW = b"o" * PAGE_BYTES, b"n" * PAGE_BYTES
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from rig.histories.checker import COUNT, NEVER, PRESENT, Fault, History, Log, Read, complement, joined, meeting
 
+pytestmark = pytest.mark.rig
+
 KEYS = [b"a", b"b", b"c", b"d"]
 A, B, C, D = range(4)
 

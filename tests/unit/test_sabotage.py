@@ -14,6 +14,8 @@ import pytest
 from sabotage import Sabotage, StaleError, everything
 from sabotage.runner import Outcome, copied, judged, run
 
+pytestmark = pytest.mark.rig
+
 ALL = {one.name: one for one in everything()}
 HARMLESS = dataclasses.replace(ALL["full-commit-not-synced"], new="write =  " + ALL["full-commit-not-synced"].old[8:])
 
