@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 from mmlsm.errors import ClosedError, Error, ReadOnlyError, StorageError
 from mmlsm.format.checksum import checksum
-from mmlsm.headroom import TRIES_MOST, Headroom
+from mmlsm.headroom import FRAMES_LEAST, TRIES_MOST, Headroom, make_sure_of
 from mmlsm.locks import FLUSH, ORDER, FairLock, Mutex, ordered_lock
 from mmlsm.settings import Durability, Settings
 from mmlsm.write.log_record import ENTRY_BYTES, HEADER_BYTES, encode_commit
@@ -264,14 +264,15 @@ class Committer:
         except BaseException:
             if self._leader is ticket:
                 self._leader = None  # at once, for the rest may fail for want of memory
-            struck: BaseException | None = None
-            while True:
+            struck, tries = None, 0
+            while tries < TRIES_MOST:
                 try:
                     with Headroom(struck):
                         self._leave(ticket)
                     break
-                except BaseException as error:
+                except BaseException as error:  # at the very last, those who wait look by themselves (LOOK_S)
                     struck = error
+                    tries += isinstance(error, RecursionError)
             raise
         if ticket.state == FAILED:
             raise self._unknown_fate() from self.failure
@@ -287,14 +288,15 @@ class Committer:
         except BaseException:
             if self._leader is ticket:
                 self._leader = None  # at once, for the rest may fail for want of memory
-            struck: BaseException | None = None
-            while True:
+            struck, tries = None, 0
+            while tries < TRIES_MOST:
                 try:
                     with Headroom(struck):
                         self._leave(ticket)
                     break
-                except BaseException as error:
+                except BaseException as error:  # at the very last, those who wait look by themselves (LOOK_S)
                     struck = error
+                    tries += isinstance(error, RecursionError)
             raise
 
     def _leave(self, ticket: Ticket) -> None:
@@ -344,6 +346,7 @@ class Committer:
 
         A flush comes after it: extents of the log are let go only when no leader can write to them any more.
         """
+        make_sure_of(FRAMES_LEAST)
         with self.order_lock:
             if self.failure is not None or self.file.failure is not None:
                 raise self.refusal()
