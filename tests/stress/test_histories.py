@@ -135,7 +135,8 @@ def release_the_write_lock_at_once(patch: pytest.MonkeyPatch) -> None:
         transaction = begin(self, write, **how)
         if write:
             self._engine.write_lock.release()
-            transaction._tenure, transaction._commit = None, self._commit
+            transaction._tenure = None
+            transaction._commit = lambda items, durability, drop: self._commit(items, durability)
             time.sleep(0.001)
         return transaction
 
