@@ -152,7 +152,7 @@ class Committer:
                     interrupted = error
         if interrupted is not None:
             raise interrupted
-        if ticket.state == WAITING:
+        if ticket.state != SETTLED:  # it may have failed already, by another leader
             self._await(ticket)
         elif ticket.end - self.written_end >= BUFFER_BYTES:
             self._write_behind(ticket)
