@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from mmlsm.errors import Error
 from mmlsm.format.superblock import NO_LOG
+from mmlsm.headroom import make_sure_of
 from mmlsm.write.store import Edit
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def close(engine: Engine) -> None:
     if sys.is_finalizing():
         close_at_exit(engine)
         return
-    descend(FRAMES_LEAST)
+    make_sure_of(FRAMES_LEAST)
     steps, tries, count = STEPS, TRIES, COUNT
     with engine.close_lock:
         while engine.closing_step < count:
@@ -62,12 +63,6 @@ def close(engine: Engine) -> None:
         errors, engine.closing_errors = engine.closing_errors, []
     if errors:
         raise errors[0]
-
-
-def descend(frames: int) -> None:
-    """RecursionError where the stack has not so many left."""
-    if frames:
-        descend(frames - 1)
 
 
 def close_at_exit(engine: Engine) -> None:
