@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import mmlsm
 from mmlsm.write.worker import Worker
 from rig.lifetime.cycles import held
 from rig.lifetime.world import of_mmlsm, tiny
+
+# What Thread.start asks for a thread.
+STARTER = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"
 
 
 class Stillborn(Worker):
@@ -42,17 +46,16 @@ def test_where_no_thread_can_be_started_opening_says_what_to_do_and_keeps_nothin
     with mmlsm.open(path) as db:
         db[b"a"] = b"1"
     before, content = held(path), path.read_bytes()
-    start, started = threading._start_new_thread, []  # type: ignore[attr-defined]
+    start, started = getattr(threading, STARTER), []
 
-    def start_some(*args: Any) -> Any:
+    def start_some(*args: Any, **kwargs: Any) -> Any:
         if len(started) >= begun:
             raise RuntimeError("can't start new thread")
-        started.append(start(*args))
+        started.append(start(*args, **kwargs))
         return started[-1]
 
     with monkeypatch.context() as patch:
-        for name in ("_start_new_thread", "_start_joinable_thread"):  # the latter from Python 3.13 on
-            patch.setattr(threading, name, start_some, raising=False)
+        patch.setattr(threading, STARTER, start_some)
         with pytest.raises(mmlsm.StorageError, match=r"can't start new thread.*ulimit -u.*readonly=True") as caught:
             mmlsm.open(path)
         assert caught.value.errno == errno.EAGAIN
