@@ -246,45 +246,41 @@ class Committer:
 
     def _await(self, ticket: Ticket) -> None:
         """Until the ticket is settled, leading when nobody does (I3). StorageError if it failed."""
-        try:
-            while ticket.state == WAITING:
-                with self.order_lock:
-                    if ticket.state != WAITING:
-                        break
-                    gate = None
-                    if self._leader is None:
-                        self._leader = ticket
-                    else:
-                        ticket.gate = gate = threading.Lock()
-                        gate.acquire()
-                if gate is None:
-                    self._lead()
-                else:
-                    gate.acquire(timeout=LOOK_S)
-        except BaseException:
-            if self._leader is ticket:
-                self._leader = None  # at once, for the rest may fail for want of memory
-            struck, tries = None, 0
-            while tries < TRIES_MOST:
-                try:
-                    with Headroom(struck):
-                        self._leave(ticket)
-                    break
-                except BaseException as error:  # at the very last, those who wait look by themselves (LOOK_S)
-                    struck = error
-                    tries += isinstance(error, RecursionError)
-            raise
+        self._or_leave(ticket, self._wait_or_lead)
         if ticket.state == FAILED:
             raise self._unknown_fate() from self.failure
 
+    def _wait_or_lead(self, ticket: Ticket) -> None:
+        while ticket.state == WAITING:
+            with self.order_lock:
+                if ticket.state != WAITING:
+                    break
+                gate = None
+                if self._leader is None:
+                    self._leader = ticket
+                else:
+                    ticket.gate = gate = threading.Lock()
+                    gate.acquire()
+            if gate is None:
+                self._lead()
+            else:
+                gate.acquire(timeout=LOOK_S)
+
     def _write_behind(self, ticket: Ticket) -> None:
         """Write the buffer on behalf of nobody, if nobody does. A failure is the next commit's to tell."""
+        self._or_leave(ticket, self._lead_unless_led)
+
+    def _lead_unless_led(self, ticket: Ticket) -> None:
+        with self.order_lock:
+            if self._leader is not None:
+                return
+            self._leader = ticket
+        self._lead()
+
+    def _or_leave(self, ticket: Ticket, step: Callable[[Ticket], object]) -> None:
+        """Take the step. Where it is cut off, the ticket's thread goes, and the leadership does not go with it (I4)."""
         try:
-            with self.order_lock:
-                if self._leader is not None:
-                    return
-                self._leader = ticket
-            self._lead()
+            step(ticket)
         except BaseException:
             if self._leader is ticket:
                 self._leader = None  # at once, for the rest may fail for want of memory

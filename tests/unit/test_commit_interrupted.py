@@ -15,14 +15,15 @@ import time
 import pytest
 
 from commit_rig import CommitRig, in_threads
-from mmlsm.write import commit, log
+from mmlsm.write import commit, log, ticket
 
 DURABILITIES = ("off", "group", "full")
 STEPS = {
     commit.__file__: {
-        *("_order", "_enter", "_is_full", "switch_memtable", "_await", "_write_behind", "_leave", "_lead", "_synced"),
-        *("_publish", "_settle", "_wake"),
+        *("_order", "_enter", "_is_full", "switch_memtable", "_await", "_wait_or_lead", "_write_behind"),
+        *("_lead_unless_led", "_or_leave", "_leave", "_lead", "_synced", "_publish", "_settle"),
     },
+    ticket.__file__: {"wake"},
     log.__file__: {"room", "append", "_link", "_begin", "_clean", "take", "written"},
 }
 

@@ -221,6 +221,39 @@ def test_a_commit_that_waits_while_another_thread_closes_is_refused(path: Path) 
     assert [type(error) for error in errors] == [mmlsm.ClosedError]
 
 
+def test_a_commit_that_is_about_to_be_ordered_while_another_thread_closes_is_refused(path: Path) -> None:
+    """It has the write lock, so nobody can keep it from going on but the order itself."""
+    db = mmlsm.open(path, durability="off")
+    db[b"before"] = b"1"
+    committer = db._engine.committer
+    assert committer is not None
+    order, about_to, closed = committer._order, threading.Event(), threading.Event()
+
+    def order_when_closed(*arguments: Any) -> Any:
+        about_to.set()
+        assert closed.wait(20)
+        return order(*arguments)
+
+    committer._order = order_when_closed  # type: ignore[method-assign]
+    errors: list[BaseException] = []
+
+    def put() -> None:
+        try:
+            db[b"late"] = b"2"
+        except BaseException as error:
+            errors.append(error)
+
+    late = threading.Thread(target=put)
+    late.start()
+    assert about_to.wait(20)
+    db.close()
+    closed.set()
+    late.join(20)
+    with mmlsm.open(path, readonly=True) as again:
+        assert dict(again.items()) == {b"before": b"1"}
+    assert [type(error) for error in errors] == [mmlsm.ClosedError]
+
+
 def test_what_group_commits_wrote_is_synced_though_flushes_fail(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space() -> None:
         raise mmlsm.StorageError(28, "no space")
