@@ -4,7 +4,7 @@
 of them. Used by `Database.verify()`, `mmlsm verify`, and after every test. Cost: one read of all data.
 
 What a crash leaves as well as damage does, a torn slot or a torn end of the log, is a note and no problem: opening the
-file for writing puts it right. The log of a file that is open for writing is not looked at.
+file for writing puts it right. While a file is open for writing it is a problem: nothing puts it right but a flush.
 
 I1. header + log + manifest + bitmap + live + retired + reserved + free = the file's pages, each once (R16).
 I2. Keys ascend strictly through all leaves of a run, and stand between the separators above them.
@@ -25,12 +25,12 @@ from mmlsm.format import leaf, page, parent
 from mmlsm.format import superblock as superblocks
 from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import Manifest, Reference, SegmentRecord
-from mmlsm.format.superblock import Superblock
+from mmlsm.format.superblock import LogPosition, Superblock
 from mmlsm.read.pages import Pages, read_chunks, read_payload
 from mmlsm.space.bitmap import Bitmap
 from mmlsm.write.log_end import cut_off
 from mmlsm.write.log_scan import scan_log
-from mmlsm.write.recovery import Replay, Root, is_sound, still_retired, used_pages
+from mmlsm.write.recovery import Replay, Root, is_sound, log_has_ended, still_retired, used_pages
 
 if TYPE_CHECKING:
     from mmlsm.file import File
@@ -88,6 +88,8 @@ class Layout:
     problems: tuple[str, ...] = ()
     """What is wrong with the root: superblock, manifest, bitmap."""
     notes: tuple[str, ...] = ()
+    in_memory: tuple[Reference, ...] = ()
+    """Values that memtables refer to. Their pages are among the reserved."""
 
 
 class Checker:
@@ -271,24 +273,50 @@ class Checker:
         """Prove an overflow extent; its pages."""
         self.report.overflow_extents += 1
         self.claim([(reference.page, reference.pages)], whose)
+        self.value(reference, whose)
+        return reference.pages
+
+    def value(self, reference: Reference, whose: str) -> None:
+        """Prove what an overflow extent holds."""
         try:
             for _ in read_chunks(self.file, reference, 0, reference.length):
                 pass
         except (CorruptionError, StorageError) as error:
             self.problem(f"{without_advice(error)}, {whose}")
-        return reference.pages
 
 
 def check_file(file: File, layout: Layout, progress: Callable[[int, int], object] | None = None) -> Report:
     """Prove one moment of a file; see the module's text."""
-    return Checker(file, layout, progress).run()
+    checker = Checker(file, layout, progress)
+    report = checker.run()
+    for reference in layout.in_memory:
+        checker.value(reference, "a value that no segment has yet")
+    return report
+
+
+def log_problem(file: File, log: LogPosition, seq: int, written: int) -> str | None:
+    """What is wrong with a log that begins at `log`, behind commit `seq`, and has commits up to `written`; None if
+    nothing is. A log of which extents were let go meanwhile may not be there any more."""
+    scan = scan_log(file, log, None, seq)
+    try:
+        for commit in scan:
+            if commit.seq >= written:
+                return None
+    except (CorruptionError, FormatError, StorageError) as error:
+        scan.ended = without_advice(error)
+    if scan.seq >= written:
+        return None
+    page = scan.position.offset // limits.PAGE_BYTES
+    return f"page {page}: the log ends behind commit {scan.seq} ({scan.ended}), and commit {written} was written"
 
 
 def layout_at_rest(file: File, root: Root, replay: Replay) -> Layout:
     """The layout of a file that is open read-only, with what is wrong with its root and its log."""
     pages = file.pages
     retired = still_retired(root, replay, pages)
-    notes = [*slot_notes(file, root.superblock), *log_notes(file, root.superblock, replay)]
+    notes = slot_notes(file, root.superblock)
+    if not log_has_ended(file, root):
+        notes += log_notes(file, root.superblock, replay)
     return Layout(
         root.superblock,
         root.manifest,

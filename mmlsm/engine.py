@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from mmlsm import closing, limits
-from mmlsm.check import Layout, Report, check_file, layout_at_rest, root_problems
+from mmlsm.check import Layout, Report, check_file, layout_at_rest, log_problem, root_problems
 from mmlsm.errors import Error, LockTimeout, ReadOnlyError
 from mmlsm.file import File, System, name_of, open_file, open_memory
 from mmlsm.format.superblock import NO_LOG
-from mmlsm.headroom import FRAMES_LEAST, make_sure_of
+from mmlsm.headroom import FRAMES_TO_END, make_sure_of
 from mmlsm.locks import FairLock, new_lock
 from mmlsm.read.life import Life
 from mmlsm.read.reader import ReadState
@@ -47,14 +47,16 @@ from mmlsm.write.recovery import (
     check_numbers,
     extents_in_use,
     first_image,
-    read_root,
-    replay_log,
+    read_all,
     require_writable,
     still_retired,
 )
 from mmlsm.write.store import Store
 from mmlsm.write.values import ValueWriter
 from mmlsm.write.writer import Writer
+
+LOOKS_MOST = 10
+"""A log that is flushed again and again while `verify` reads it is begun anew so often."""
 
 POISON = b"\xdd" * limits.PAGE_BYTES
 
@@ -89,11 +91,10 @@ class Engine:
             )  # fmt: skip
         try:
             self.file.on_fork(self.tell_forked)
-            root = read_root(self.file)
-            replay = replay_log(self.file, root)
-            self.last_seq = replay.seq if root.superblock.clean else max(replay.seq, root.superblock.seq_ceiling)
-            if replay.table is None and root.superblock.clean:
-                self.last_seq = root.superblock.seq
+            root, replay = read_all(self.file)
+            # A writer gives no number again that a crash may have taken.
+            exact = settings.readonly or root.superblock.clean
+            self.last_seq = replay.seq if exact else max(replay.seq, root.superblock.seq_ceiling)
             self.pins.published = self.last_seq
             self.root = root
             self.log_extents: list[Extent] = list(replay.log_extents)
@@ -282,7 +283,7 @@ class Engine:
 
     def lock_for_writing(self, timeout: float | None) -> None:
         """Take the write lock, first come first served; LockTimeout when it is not free in time."""
-        make_sure_of(FRAMES_LEAST)  # or at the recursion limit it could be taken, and not be let go of
+        make_sure_of(FRAMES_TO_END)  # or at the recursion limit it could be taken, and not be let go of
         self.release_dropped()
         if self.write_lock.owner == threading.get_ident():
             raise Error("this thread has a write transaction open already: end it before beginning another")
@@ -359,7 +360,28 @@ class Engine:
         if self.store is None:
             return check_file(self.file, layout_at_rest(self.file, self.root, self.replay), progress)
         layout, _version = self.layout()
-        return check_file(self.file, layout, progress)
+        report = check_file(self.file, layout, progress)
+        self._prove_log(report)
+        return report
+
+    def _prove_log(self, report: Report) -> None:
+        """Scan what is written of the log. A flush may let go of it meanwhile; then it is another that is proved."""
+        store, committer = self.store, self.committer
+        if store is None or committer is None or not committer.groups:
+            return  # nothing is written yet
+        for _ in range(LOOKS_MOST):
+            with store.install_lock, store.order_lock:
+                block, written = store.superblock, committer.written_seq
+            if not block.log.page or written <= block.seq:
+                return
+            problem = log_problem(self.file, block.log, block.seq, written)
+            if problem is None:
+                return
+            with store.install_lock:
+                if store.superblock.log == block.log:
+                    report.problems.append(problem)
+                    return
+        report.notes.append("the log went on faster than it could be read: it was not proved")
 
     def layout(self) -> tuple[Layout, Version]:
         """One moment of the file, and the version that keeps it in place."""
@@ -389,6 +411,7 @@ class Engine:
                     list(reserved.extents()),
                     used.pages,
                     tuple(wrong),
+                    in_memory=tuple(sorted(set().union(*(table.references for table in store.state.tables)))),
                 )
         return layout, version
 

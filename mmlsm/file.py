@@ -271,9 +271,9 @@ def open_file(
         if accept is not None:
             accept(file.pread(0, HEADER_PAGES * PAGE_BYTES))
         if not readonly:
+            file.announce()
             # Whoever made the file may have been killed before its name was durable: each writer sees to it.
             directory_sync(os.path.dirname(os.path.realpath(shown)), system)
-            file.announce()
     except BaseException:
         file.close()
         raise

@@ -14,6 +14,8 @@ FRAMES: Final = 200
 """Calls, one inside the other, that are enough for any step."""
 FRAMES_LEAST: Final = 30
 """As many as it takes to begin something and to end it again."""
+FRAMES_TO_END: Final = FRAMES_LEAST + 20
+"""Where there are so many when something is begun that its user ends, its end will find FRAMES_LEAST."""
 TRIES_MOST: Final = 20
 """What strikes a step so often is nothing that comes by chance: it is raised."""
 

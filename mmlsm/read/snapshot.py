@@ -72,8 +72,8 @@ class Hold:
 class Snapshot(Reader):
     """A reader of one still state; a context manager. `seq` is the last commit that it sees."""
 
-    def __init__(self, state: ReadState, seq: int, life: Life, pin: Any) -> None:
-        Reader.__init__(self, state, seq, life)
+    def __init__(self, state: ReadState, seq: int, life: Life, pin: Any, live: bool = False) -> None:
+        Reader.__init__(self, state, seq, life, live)
         self._pin = pin
 
     def still(self) -> Snapshot:

@@ -140,16 +140,16 @@ class Committer:
             payload_sum = checksum(payload)
             if not locked:
                 lock.acquire()
-            ticket = self._order(items, payload, payload_sum, mode)
-            if given is not None:
-                given.clear()
+            ticket = self._order(items, payload, payload_sum, mode, given)
         finally:
-            while lock.owner == me:
+            tries = 0
+            while lock.owner == me and tries < TRIES_MOST:
                 try:
                     with Headroom(interrupted):
                         lock.release()
-                except BaseException as error:
+                except BaseException as error:  # at the very last, who has it from before lets it go (`locked`)
                     interrupted = error
+                    tries += isinstance(error, RecursionError)
         if interrupted is not None:
             raise interrupted
         if ticket.state != SETTLED:  # it may have failed already, by another leader
@@ -158,8 +158,15 @@ class Committer:
             self._write_behind(ticket)
         return ticket.seq
 
-    def _order(self, items: list[tuple[bytes, Value]], payload: bytes, payload_sum: int, mode: int) -> Ticket:
-        """Give the commit its place: the one step that is wholly done or not at all (I4)."""
+    def _order(
+        self,
+        items: list[tuple[bytes, Value]],
+        payload: bytes,
+        payload_sum: int,
+        mode: int,
+        given: dict[bytes, Value] | None,
+    ) -> Ticket:
+        """Give the commit its place, and empty `given`: the one step that is wholly done or not at all (I4)."""
         with self.order_lock:
             if self.failure is not None or self.file.failure is not None:
                 raise self.refusal()
@@ -169,13 +176,13 @@ class Committer:
             seen = self.pins.view()
             ticket = Ticket(self.last_seq + 1, mode)
             try:
-                self._enter(ticket, items, payload, payload_sum, seen)
+                self._enter(ticket, items, payload, payload_sum, seen, given)
             except BaseException as first:
                 tries = 0
                 while True:
                     try:
                         with Headroom(first):
-                            self._enter(ticket, items, payload, payload_sum, seen)
+                            self._enter(ticket, items, payload, payload_sum, seen, given)
                     except Exception as error:
                         tries += 1
                         if tries > TRIES_MOST:
@@ -198,6 +205,7 @@ class Committer:
         payload: bytes,
         payload_sum: int,
         seen: tuple[int, tuple[int, ...]],
+        given: dict[bytes, Value] | None,
     ) -> None:
         """Log, memtable, queue. Each step may be done twice; `last_seq` says that all are. REQUIRES the order lock."""
         seq, table = ticket.seq, self.memtable
@@ -216,6 +224,8 @@ class Committer:
             elif not self._pending or self._pending[-1] is not ticket:
                 self._pending.append(ticket)
             self.last_seq = seq
+        if given is not None:
+            given.clear()
         if self.on_full is not None and self._is_full(self.memtable):
             self.on_full()
 

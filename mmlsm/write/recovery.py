@@ -72,6 +72,33 @@ def accept(header: bytes) -> None:
     newest(header[:PAGE], header[PAGE : 2 * PAGE])
 
 
+def read_all(file: File) -> tuple[Root, Replay]:
+    """The durable state, and what the log adds.
+
+    A reader may come beside a writer that closes, after which the log's pages are anybody's, and the next one writes
+    into them. Once what was the log has ended while it was read, all is read again.
+    """
+    while True:
+        root = read_root(file)
+        try:
+            replay = replay_log(file, root)
+        except CorruptionError:
+            if not log_has_ended(file, root):
+                raise
+        else:
+            if not log_has_ended(file, root):
+                return root, replay
+
+
+def log_has_ended(file: File, root: Root) -> bool:
+    """Whether the log that a reader found is no more. While its writer lives it only loses its beginning, and while
+    there is a reader nobody writes there (R13)."""
+    if not (file.readonly and root.superblock.log.page):
+        return False
+    now, _ = newest(file.pread(0, PAGE), file.pread(PAGE, PAGE))
+    return now.log.epoch != root.superblock.log.epoch
+
+
 def read_root(file: File) -> Root:
     """Superblock, manifest and bitmap, each proved by its sum. Cost: independent of the amount of data but for the
     bitmap, one page for 128 MiB."""

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mmlsm.errors import ClosedError, Error, ReadOnlyError
 from mmlsm.format.manifest import Reference
-from mmlsm.headroom import TRIES_MOST, Headroom
+from mmlsm.headroom import FRAMES_LEAST, TRIES_MOST, Headroom, make_sure_of
 from mmlsm.read.entries import Entry, EntryTable
 from mmlsm.read.given import as_key
 from mmlsm.read.life import Life
 from mmlsm.read.reader import MISSING, Reader, ReadState
+from mmlsm.read.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from mmlsm.file import File
@@ -97,6 +98,10 @@ class Transaction(Reader):
         self._journals: list[list[tuple[bytes, Entry | None]]] = []
         self._thread = threading.get_ident()
         self._finished = False
+
+    def still(self) -> Snapshot:
+        """What a cursor or range reads, own writes too. It outlives the transaction: it shares the pin."""
+        return Snapshot(self.opened(), self.seq, self.life, self._pin, self._write)
 
     # -- writing
 
@@ -227,6 +232,7 @@ class Transaction(Reader):
 
     def _conclude(self, items: dict[bytes, Any] | None, durability: Durability | None) -> int:
         """Commit, or drop all. Whatever cuts in, the lock is free and the transaction over before that comes out."""
+        make_sure_of(FRAMES_LEAST)  # else nothing is done: who began it has more
         interrupted: BaseException | None = None
         try:
             if items is None:

@@ -23,7 +23,7 @@ from rig.lifetime.interrupts import Interrupted, Strike
 from rig.lifetime.storms import STUCK
 from rig.lifetime.world import World, reads, writes
 
-ERRORS = (KeyboardInterrupt, Interrupted)
+ERRORS = (KeyboardInterrupt, Interrupted, TimeoutError)
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import pytest
 
 from file_rig import HOLD, IMAGE, Process, image, in_forked_child, living_child
 from mmlsm import handle
+from mmlsm.descriptor import HOLDER_OFFSET, holder_line
 from mmlsm.errors import ForkError, LockedError
-from mmlsm.file import open_file, open_memory
+from mmlsm.file import System, open_file, open_memory
 from mmlsm.limits import HEADER_PAGES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -48,6 +49,23 @@ except LockedError as error:
         said = other.line()
     assert said.startswith(f"{os.getpid()} ")
     assert f"process {os.getpid()}" in said
+
+
+def test_a_writer_says_who_it_is_before_it_waits_for_the_device(path):
+    """Or who came meanwhile would be told the pid of the one before."""
+    open_file(path, first_image=image).close()
+    lines = []
+
+    class Looking(System):
+        def sync_directory(self, fd):
+            lines.append(path.read_bytes()[HOLDER_OFFSET:][:64])
+            super().sync_directory(fd)
+
+    with open(path, "r+b") as other:
+        other.seek(HOLDER_OFFSET)
+        other.write(holder_line(1))
+    open_file(path, system=Looking()).close()
+    assert [line.rstrip(b"\0") for line in lines] == [b"mmlsm writer pid %d\n" % os.getpid()]
 
 
 def test_the_holder_in_another_process_is_named_here(path):

@@ -64,8 +64,12 @@ def survives(world: World, strikes: Iterable[Strike], settle: Callable[[], objec
     world.db.close()
 
 
-@pytest.mark.parametrize("name", WRITES)
-def test_a_write_struck_at_any_step_is_there_or_not(path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [(name, KeyboardInterrupt) for name in WRITES] + [(name, TimeoutError) for name in ("put_large", "batch", "run")],
+)
+def test_a_write_struck_at_any_step_is_there_or_not(path: Path, name: str, error: type[BaseException]) -> None:
+    """A TimeoutError is what a handler raises, and an OSError, too: as if a commit had failed that is there."""
     world = World(path)
     prepare = writes(world)[name]
     after: dict[bytes, bytes] = {}
@@ -75,7 +79,8 @@ def test_a_write_struck_at_any_step_is_there_or_not(path: Path, name: str) -> No
         after = dict(world.state)
         prepare(after)()
 
-    survives(world, points(operation, most=POINTS_MOST, seed=name), lambda: world.settle(after))
+    strikes = points(operation, most=POINTS_MOST, seed=name, error=error)
+    survives(world, strikes, lambda: world.settle(after))
 
 
 @pytest.mark.parametrize("name", READS)

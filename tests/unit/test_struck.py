@@ -177,3 +177,27 @@ def test_at_the_recursion_limit_a_write_is_there_or_not_and_the_handle_goes_on(
         assert db[b"again"] == key
     assert errors > 1
     assert sys.getrecursionlimit() == limit
+
+
+def test_a_transaction_that_began_above_and_commits_at_the_recursion_limit_is_over(open_db: Any) -> None:
+    db = open_db(debug=False)
+    limit, errors = sys.getrecursionlimit(), 0
+    for room in range(2, 40):
+        key = b"%d" % room
+        transaction = db.begin(write=True)
+        transaction.put(key, b"1")
+        here = depth()
+        try:
+            try:
+                sys.setrecursionlimit(here + room)
+                transaction.commit()
+            finally:
+                sys.setrecursionlimit(limit)
+        except RecursionError:
+            errors += 1
+            assert db.get(key) in (None, b"1")
+        else:
+            assert db.get(key) == b"1"
+        transaction.abort()
+        in_threads(lambda: db.put(b"others", b"1"), timeout=20)
+    assert errors > 3

@@ -316,3 +316,33 @@ def test_a_large_value_that_nobody_reads_comes_back_when_it_is_replaced(open_db:
             transaction.put(b"big", bytes([i]) * LARGE)
             assert transaction.value_length(b"big") == LARGE
         assert db.stats().space.reserved * 4096 < 4 * LARGE
+
+
+@pytest.mark.parametrize("kind", ["read", "write", "snapshot"])
+def test_iterators_and_cursors_outlive_their_transaction(open_db: Any, kind: str) -> None:
+    """What others commit after it changes nothing for them; versions that they see are not dropped."""
+    db = open_db(auto_merge=False)
+    old = {b"%02d" % i: b"old" for i in range(10)}
+    db.update(old)
+    reader = db.snapshot() if kind == "snapshot" else db.begin(write=kind == "write")
+    if kind == "write":
+        reader.put(b"04", b"own")
+        old[b"04"] = b"own"
+    items, cursor = iter(reader.items()), reader.cursor()
+    assert next(items) == (b"00", b"old")
+    assert cursor.first()
+    if kind == "write":
+        reader.abort()
+    else:
+        reader.close()
+    for number in range(4):
+        db.update(dict.fromkeys(old, b"%d" % number))
+    assert dict(items) == {key: value for key, value in old.items() if key != b"00"}
+    seen = [cursor.item()]
+    while cursor.next():
+        seen.append(cursor.item())
+    assert dict(seen) == old
+    assert db.stats().snapshots == 1
+    del items, cursor
+    gc.collect()
+    assert db.stats().snapshots == 0

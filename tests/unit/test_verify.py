@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import mmlsm
 from campaign import Campaign
 from mmlsm.limits import PAGE_BYTES
+from mmlsm.settings import Settings
 from rig.damage.worn import Original, Summed
 
 pytestmark = pytest.mark.unproved
@@ -130,3 +132,59 @@ def test_the_command_says_how_bad_it_is(original: Original, run: Callable[..., t
     assert code_of(original.flipped(parts["superblock"].start + 70), "sound, but for the notes") == 1
     assert code_of(original.flipped(parts["leaf"].start + 70), f"mmlsm salvage {original.path} OUT") == 1
     assert code_of(original.flipped(parts["manifest"].start + 70), f"mmlsm salvage {original.path} OUT") == 3
+
+
+@pytest.mark.parametrize("flushed", [0, 1])
+def test_a_database_that_is_open_for_writing_proves_its_log_too(path: Path, flushed: int) -> None:
+    """And values that only the log refers to."""
+    with mmlsm.open(path) as db:
+        for number in range(flushed + 1):
+            for i in range(20):
+                db[b"%d %d" % (number, i)] = b"x" * 1000
+            db[b"large"] = bytes(2 << 20)
+            if number < flushed:
+                db._engine.flush()
+        committer = db._engine.committer
+        assert committer is not None
+        (value,) = committer.memtable.references
+        assert db._engine.store is not None
+        log = db._engine.store.superblock.log.offset
+        assert (db.verify().problems, db.verify().notes) == ([], [])
+        for at, told in ((value.page * PAGE_BYTES + 500_000, "no segment has"), (log + 3000, "the log ends behind")):
+            with open(path, "r+b") as file:
+                file.seek(at)
+                before = file.read(1)
+                file.seek(at)
+                file.write(bytes([before[0] ^ 1]))
+                file.flush()
+                report = db.verify()
+                assert len(report.problems) == 1
+                assert told in report.problems[0]
+                assert report.problems[0].startswith("page ")
+                file.seek(at)
+                file.write(before)
+        assert (db.verify().problems, db.verify().notes) == ([], [])
+        db[b"off"] = b"1"
+        with db.batch(durability="off") as batch:
+            batch.put(b"in the buffer", b"1")
+        assert (db.verify().problems, db.verify().notes) == ([], [])
+
+
+def test_the_log_is_proved_beside_flushes_that_let_go_of_it(path: Path) -> None:
+    with mmlsm.Database(path, Settings(durability="off", memtable_bytes=4096, log_extent_bytes=4096)) as db:
+        stop = threading.Event()
+
+        def write() -> None:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                db[b"%d" % (number % 50)] = bytes(100)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            for _ in range(30):
+                assert db.verify().problems == []
+        finally:
+            stop.set()
+            thread.join(60)

@@ -19,6 +19,8 @@ TINY = {"memtable_bytes": 1 << 16, "leaf_bytes": 4096, "node_entries_max": 8, "l
 
 LARGE = 3 << 20
 """Bytes of a value that goes to an extent of its own."""
+EXTENT_LEAST = 1 << 20
+"""The fewest that do."""
 
 State = dict[bytes, bytes]
 Write = Callable[[State], Callable[[], object]]
@@ -124,6 +126,9 @@ class World:
         in_threads(others, timeout=30)
         db.put(key, value)
         self.state[key] = value
+        # Of an extent that was given back and is still referred to, the next one would take the pages.
+        db.put(b"after large", large := value.ljust(EXTENT_LEAST, b"."))
+        self.state[b"after large"] = large
 
     def is_sound(self, *, pins: bool = True) -> None:
         """That, a flush, a merge, a proof; and with `pins` none but the newest."""
