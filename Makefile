@@ -4,7 +4,7 @@
 #   make test     the whole suite, compiled and interpreted
 #   make lint     ruff, and mypy --strict
 #   make stress   the seeded stress tests for long: EFFORT=20 times the usual, SEEDS=10 of them
-#   make stress-long MINUTES=60    the rig's campaigns (docs/reliability.md) for so long in all, compiled
+#   make stress-long MINUTES=60    the rig's campaigns (docs/reliability.md) for so long in all; MODE=interpreted too
 #   make sabotage    plant bugs one by one and see the tests catch each; SABOTAGE='name ...' for some of them
 #   make bench    beside LMDB, three ratios
 #   make bench-space, make bench-load    what is written, kept and read for each byte; a long random load.
@@ -25,6 +25,7 @@ EFFORT ?= 20
 SEEDS ?= 10
 MINUTES ?= 60
 SEED ?= 0
+MODE ?= compiled
 SABOTAGE ?=
 JOBS ?= 2
 
@@ -65,8 +66,8 @@ stress: $(VENV)/installed
 	MMLSM_EXPECT_MODE=compiled $(VENV)/bin/python -m pytest --effort $(EFFORT) --seeds $(SEEDS) --timeout 3600 \
 	    $(or $(TESTS),tests/stress)
 
-stress-long: $(VENV)/installed
-	MMLSM_EXPECT_MODE=compiled $(VENV)/bin/python -m pytest -m campaign --minutes $(MINUTES) --seed $(SEED) \
+stress-long: $(if $(filter interpreted,$(MODE)),$(VENV_INTERPRETED),$(VENV))/installed
+	MMLSM_EXPECT_MODE=$(MODE) $(<D)/bin/python -m pytest -m campaign --minutes $(MINUTES) --seed $(SEED) \
 	    $(or $(TESTS),tests)
 
 sabotage: $(VENV)/installed

@@ -15,9 +15,11 @@ I4. One image alone may be refused: that of a creation in place, in no bytes or 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -57,6 +59,7 @@ class History:
         order = sorted(commits, key=lambda commit: commit.seq)
         seqs = [commit.seq for commit in order]
         assert len({seq, *seqs}) == len(seqs) + 1, f"a seq was given twice: {seq}, {seqs}"
+        self.seqs = [seq, *seqs]
         self.states: list[Pairs] = [before]
         self.numbers: dict[int, list[int]] = {}
         """By a state's hash, the numbers of the commits that it is the state after."""
@@ -112,6 +115,8 @@ class Found:
     pairs: Pairs
     numbers: list[int]
     seq: int
+    looked: int | None
+    """The seq of a reader, if there was one."""
 
 
 class Label(NamedTuple):
@@ -175,6 +180,7 @@ class Crasher:
         result: Result,
         findings_most: int = FINDINGS_MOST,
         every: int = 0,
+        until: float = math.inf,
         alive: Callable[[], object] = lambda: None,
     ) -> None:
         self.workload = workload
@@ -185,6 +191,7 @@ class Crasher:
         self.result = result
         self.findings_most = findings_most
         self.every = every
+        self.until = until
         self.alive = alive
         self.files = 0
 
@@ -225,7 +232,7 @@ class Crasher:
 
     def explore(self, history: History, images: int, depth: int) -> None:
         """Check about so many distinct images of a history, a share of them of recoveries. At depths below `every` also
-        all that are enumerated, at each tick."""
+        all that are enumerated, at each tick that there is time for."""
         deeper = max(1, images // 2 // RECOVERY_IMAGES) if depth < DEPTH_MOST else 0
         own = images // 2 if deeper else images
         ticks = history.log.ticks
@@ -241,7 +248,7 @@ class Crasher:
             disk.advance(tick)
             self.result.crash_points += 1
             taken: Iterable[Image] = drawn(disk, self.rng, most if number in chosen else 0)
-            if every:
+            if every and time.monotonic() < self.until:
                 taken = chain(taken, (Image(content, "all that is enumerated") for content in enumerated(disk)))
             for image in taken:
                 digest = xxhash.xxh3_64_intdigest(image.content or b"", seed=image.content is None)
@@ -285,9 +292,10 @@ class Crasher:
         self.result.images.setdefault(digest, Label(self.workload.name, depth))
         path = self.path()
         try:
-            pairs, seq = check(
-                path, image.content, debug=digest % 8 == 0, kill=digest % 2 == 1, readonly=digest >> 8 & 3 != 0
-            )
+            pairs, seq, looked = check(
+                path, image.content, debug=digest % 8 == 0, kill=digest % 2 == 1, readonly=digest >> 8 & 3 != 0,
+                look=digest >> 16 & 3 == 0,
+            )  # fmt: skip
         except BaseException as error:
             if not isinstance(error, Exception):
                 raise
@@ -298,7 +306,7 @@ class Crasher:
             return None
         finally:
             path.unlink(missing_ok=True)
-        return Found(pairs, history.which(pairs), seq)
+        return Found(pairs, history.which(pairs), seq, looked)
 
     def judge(self, history: History, number: int, image: Image, found: Found, depth: int) -> None:
         """The oracle (I1, I2)."""
@@ -310,6 +318,8 @@ class Crasher:
             self.finding(history, number, image, depth, f"{is_one}, not after one from {least} to {most}")
         elif found.seq <= seq:
             self.finding(history, number, image, depth, f"seq {found.seq} was given, but {seq} had been before")
+        elif found.looked is not None and found.looked > max(history.seqs[k] for k in found.numbers):
+            self.finding(history, number, image, depth, f"a reader is at seq {found.looked}, which was not given yet")
 
     def finding(self, history: History, number: int, image: Image, depth: int, what: str) -> None:
         """Note what is wrong, with what it takes to look at it."""
@@ -358,19 +368,29 @@ def may_be_refused(image: Image, history: History, number: int) -> bool:
 
 
 def check(
-    path: Path, content: Content, *, debug: bool = True, kill: bool = False, readonly: bool = True
-) -> tuple[Pairs, int]:
-    """Recover an image, prove it, write, reopen, prove it again: what was recovered, and the seq of the write.
+    path: Path, content: Content, *, debug: bool = True, kill: bool = False, readonly: bool = True, look: bool = False
+) -> tuple[Pairs, int, int | None]:
+    """Recover an image, prove it, write, reopen, prove it again: what was recovered, the seq of the write, and that of
+    a reader before it all, if there was one.
 
+    `look`: it is opened read-only first, and what is seen so must be what is recovered.
     `kill`: the first handle ends as by a kill, and not by `close()`. `readonly`: so it is opened again.
     """
     if content is not None:
         path.write_bytes(content)
     settings = {**TINY, "memtable_bytes": 1 << 20, "auto_merge": False, "debug": debug}
+    looked: tuple[Pairs, int] | None = None
+    if look and content is not None:
+        with contextlib.suppress(mmlsm.FormatError), mmlsm.Database(path, Settings(**settings, readonly=True)) as db:
+            looked = list(db.items()), db.seq
+            proof.prove(db)
     db = mmlsm.Database(path, Settings(**settings))
     try:
         pairs = list(db.items())
         proof.prove(db)
+        if looked is not None:
+            assert looked[0] == pairs, "a reader finds another state than who recovers"
+            assert looked[1] <= db.seq, f"a reader is at seq {looked[1]}, who recovers at {db.seq}"
         batch = db.batch(durability="full")
         batch.put(PROBE, b"")
         seq = batch.commit()
@@ -383,7 +403,7 @@ def check(
         want = [pair for pair in pairs if pair[0] != PROBE] + [(PROBE, b"")]
         assert list(db.items()) == want, "what was recovered and written is not what a reopen finds"
         proof.prove(db)
-    return pairs, seq
+    return pairs, seq, None if looked is None else looked[1]
 
 
 def forsake(db: mmlsm.Database) -> None:
@@ -403,15 +423,17 @@ def run(
     kept: Path | None = None,
     findings_most: int = FINDINGS_MOST,
     every: int = 0,
+    until: float = math.inf,
     alive: Callable[[], object] = lambda: None,
 ) -> Result:
     """Crash these workloads (all, without), about so many distinct images of them all, and at depths below `every` all
-    that are enumerated; what was reached and found. `alive` is called before each image."""
+    that are enumerated, as long as `time.monotonic()` is before `until`; what was reached and found. `alive` is called
+    before each image."""
     names = list(workloads) or list(WORKLOADS)
     result = Result()
     with tempfile.TemporaryDirectory(dir=folder if folder.is_dir() else None) as place:
         for name in names:
             if len(result.findings) < findings_most:
-                crasher = Crasher(WORKLOADS[name], seed, Path(place), kept, result, findings_most, every, alive)
+                crasher = Crasher(WORKLOADS[name], seed, Path(place), kept, result, findings_most, every, until, alive)
                 crasher.crash(-(-images // len(names)))
     return result

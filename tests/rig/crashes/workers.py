@@ -43,7 +43,7 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
-def one(seed: str, images: int, workload: str, kept: Path, every: int) -> Result:
+def one(seed: str, images: int, workload: str, kept: Path, every: int, until: float) -> Result:
     """In a worker. What is watched is the single image: a workload of which all are taken may last for long."""
     watched = 0.0
 
@@ -55,7 +55,7 @@ def one(seed: str, images: int, workload: str, kept: Path, every: int) -> Result
 
     watch()
     try:
-        return run(seed, images, [workload], kept=kept, every=every, alive=watch)
+        return run(seed, images, [workload], kept=kept, every=every, until=until, alive=watch)
     finally:
         faulthandler.cancel_dump_traceback_later()
 
@@ -79,6 +79,7 @@ def share_out(campaign: Campaign, images: int, each: int, kept: Path, every: Map
     for core in CORES:
         cores.put(core)
     begun = 0
+    until = time.monotonic() + campaign.left  # one clock for all processes
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=prepare, initargs=(cores,)) as pool:
         busy: set[Future[Result]] = set()
         while True:
@@ -86,7 +87,7 @@ def share_out(campaign: Campaign, images: int, each: int, kept: Path, every: Map
             while len(busy) < 2 * workers and (begun < len(WORKLOADS) or not enough):
                 seed, name = next(tasks)
                 first = begun < len(WORKLOADS)
-                busy.add(pool.submit(one, seed, each, name, kept, every.get(name, 0) if first else 0))
+                busy.add(pool.submit(one, seed, each, name, kept, every.get(name, 0) if first else 0, until))
                 begun += 1
             if not busy:
                 return result

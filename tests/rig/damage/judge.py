@@ -14,8 +14,10 @@ import io
 import os
 import random
 import traceback
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from mmlsm.settings import Settings
 from rig.damage.mutations import Damage, Mutant
 from rig.damage.seeds import Pairs
 
+KEY = itemgetter(0)
 TYPED = (mmlsm.CorruptionError, mmlsm.FormatError, mmlsm.StorageError)
 
 
@@ -36,6 +39,16 @@ class Finding(AssertionError):
 def raw(what: str, error: BaseException) -> str:
     """What to say of an exception that is none of mmlsm's."""
     return f"{what}: {type(error).__name__}: {error}\n{''.join(traceback.format_exception(error)[-7:])}"
+
+
+def place(pairs: list[tuple[bytes, bytes]], key: bytes, way: str) -> int:
+    """Where `seek(key, way)` leads: an index, or one outside where there is nothing."""
+    if way in (">=", ">"):
+        return (bisect_left if way == ">=" else bisect_right)(pairs, key, key=KEY)
+    if way in ("<=", "<"):
+        return (bisect_right if way == "<=" else bisect_left)(pairs, key, key=KEY) - 1
+    at = bisect_left(pairs, key, key=KEY)
+    return at if at < len(pairs) and pairs[at][0] == key else -1
 
 
 class Trial:
@@ -148,6 +161,16 @@ class Trial:
             question(db)
         self.ask("verify", db.verify)
 
+    def cut_under_writer(self, db: Any) -> None:
+        """The same while it is open for writing: commits, flushes and merges say so, and `close` ends."""
+        length = self.rng.randrange(len(self.mutant.data) + 1)
+        self.judged = self.paged = False
+        os.truncate(self.path, length if self.rng.random() < 0.5 else length // PAGE * PAGE)
+        self.tally["cut while written to"] += 1
+        self.writes(db)
+        self.questions(db)
+        self.ask("verify", db.verify)
+
     def must_be_refused(self, error: Exception) -> None:
         """An open that fails although nothing was damaged that it needs."""
         if not self.mutant.sealed and not self.rootless:
@@ -230,18 +253,34 @@ class Trial:
         answer = self.ask("items", all_pairs)
         self.judge("items", answer, lambda: self.is_whole(answer, reverse))
 
+    def in_order(self) -> list[list[tuple[bytes, bytes]]]:
+        """What there may be, each in the order of its keys."""
+        return [list(self.with_written(state).items()) for state in self.states]
+
     def walk(self, db: Any) -> None:
+        """A cursor is where one of the states has it, after each step, or says that there is nothing."""
         rng = self.rng
         with db.cursor() as cursor:
             for key in self.some_keys(3):
                 way = rng.choice([">=", "<=", ">", "<", "=="])
                 moved = self.ask("seek", lambda key=key, way=way: cursor.seek(key, way))
-                for _ in range(rng.randrange(4)):
-                    if isinstance(moved, Exception) or not moved:
+                said = f"seek({key!r:.60}, {way!r})"
+                places = [(pairs, place(pairs, key, way)) for pairs in self.in_order()]
+                for _ in range(rng.randrange(5)):
+                    there = [(pairs, at) for pairs, at in places if 0 <= at < len(pairs)]
+                    ends = len(there) < len(places)
+                    told = self.judge(said, moved, lambda m=moved, t=there, e=ends: bool(t) if m else e)
+                    if not (told and moved):
                         break
                     here = self.ask("cursor.key", lambda: (cursor.key, cursor.value, cursor.value_length))
-                    self.judge("cursor", here, lambda here=here: here[1] in self.answers(here[0]))
-                    moved = self.ask("move", cursor.next if rng.random() < 0.6 else cursor.prev)
+                    pair = here if isinstance(here, Exception) else (here[0], here[1])
+                    wanted = [pairs[at] for pairs, at in there]
+                    if not self.judge(f"the pair after {said}", pair, lambda p=pair, w=wanted: p in w):
+                        break
+                    step = 1 if rng.random() < 0.6 else -1
+                    places = [(pairs, at + step) for pairs, at in there if not self.judged or pairs[at] == pair]
+                    said += " next" if step > 0 else " prev"
+                    moved = self.ask("move", cursor.next if step > 0 else cursor.prev)
 
     def ranges(self, db: Any) -> None:
         rng = self.rng
@@ -259,24 +298,38 @@ class Trial:
             return False
 
         self.judge("range", answer, allowed)
-        self.ask("count", lambda: db.count(low, high, exact=False))
-        self.ask("approximate_size", lambda: db.approximate_size(low, high))
+        exact = self.ask("count", lambda: db.count(low, high))
+        counts = {sum(low <= key < high for key, _ in pairs) for pairs in self.in_order()}
+        self.judge("count", exact, lambda: exact in counts)
+        for name, ask in (
+            ("count(exact=False)", lambda: db.count(low, high, exact=False)),
+            ("approximate_size", lambda: db.approximate_size(low, high)),
+        ):
+            estimate = self.ask(name, ask)
+            self.judge(name, estimate, lambda e=estimate: type(e) is int and e >= 0)
 
     def neighbours(self, db: Any) -> None:
         for key in self.some_keys(2):
-            for name in ("floor", "ceiling", "lower", "higher"):
+            for name, way in (("floor", "<="), ("ceiling", ">="), ("lower", "<"), ("higher", ">")):
                 answer = self.ask(name, lambda key=key, name=name: getattr(db, name)(key))
-                self.judge(name, answer, lambda a=answer: a is None or a[1] in self.answers(a[0]))
-        for name in ("first", "last"):
-            self.ask(name, getattr(db, name))
+                found = [(pairs, place(pairs, key, way)) for pairs in self.in_order()]
+                wanted = [pairs[at] if 0 <= at < len(pairs) else None for pairs, at in found]
+                self.judge(f"{name}({key!r:.60})", answer, lambda a=answer, w=wanted: a in w)
+        for name, at in (("first", 0), ("last", -1)):
+            answer = self.ask(name, getattr(db, name))
+            wanted = [pairs[at] if pairs else None for pairs in self.in_order()]
+            self.judge(name, answer, lambda a=answer, w=wanted: a in w)
 
     def streams(self, db: Any) -> None:
         for key in self.some_keys(3):
             stream = self.ask("open_value", lambda key=key: db.open_value(key))
             if stream is not None and not isinstance(stream, Exception):
                 if self.rng.random() < 0.5:
-                    self.ask("stream.seek", lambda s=stream: s.seek(self.rng.randrange(200_000)))
-                    self.ask("stream.read", lambda s=stream: s.read(10_000))
+                    at = self.rng.randrange(200_000)
+                    self.ask("stream.seek", lambda s=stream, at=at: s.seek(at))
+                    part = self.ask("stream.read", lambda s=stream: s.read(10_000))
+                    parts = [v[at:][:10_000] for v in self.answers(key) if v is not None]
+                    self.judge("a part of a stream", part, lambda p=part, all_=parts: p in all_)
                     stream.seek(0)
                 whole = self.ask("stream.read", lambda s=stream: s.read(4 << 20))
                 self.judge("stream", whole, lambda key=key, w=whole: w in self.answers(key))
@@ -332,6 +385,9 @@ class Trial:
             return
         self.tally["opened for writing"] += 1
         try:
+            if self.rng.random() < 0.08:
+                self.cut_under_writer(db)
+                return
             self.questions(db)
             self.writes(db)
             self.questions(db)

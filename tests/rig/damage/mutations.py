@@ -126,8 +126,8 @@ class Damage:
         todo += [("page of before", page) for page in range(self.pages) for _ in self.before(page)[1:]]
         for region in self.anatomy.regions:
             if region.kind in ("superblock", "manifest", "bitmap"):
-                dense = SECTOR if region.kind == "superblock" else PAGE if region.kind == "manifest" else 0
-                todo += [("flip", at) for at in range(region.start, region.end) if at % PAGE < dense or not at % 61]
+                end = region.start + PAGE if region.kind == "superblock" else region.end
+                todo += [("flip", at) for at in range(region.start, end, 61 if region.kind == "bitmap" else 1)]
         todo += [("field", number) for number in range(len(self.names))]
         size = len(self.seed.data)
         return todo + [("cut", at + d) for at in range(0, size + 1, SECTOR) for d in (-1, 0, 1) if 0 <= at + d < size]

@@ -100,7 +100,8 @@ def tasks(counts: dict[str, dict[str, int]], seed: int) -> Iterator[Task]:
 
 
 def every_site(counts: dict[str, dict[str, int]], seed: int) -> Iterator[Task]:
-    """Each kind at each call of each workload, once and for ever: one trial of each, in any order."""
+    """Each kind at each call of each workload, once and for ever: one trial of each, in any order, but that the first
+    are one of each method, kind and duration."""
     sites = [
         {"workload": name, "method": method, "call": call, "kind": kind, "ever": ever}
         for name, calls in counts.items()
@@ -110,7 +111,8 @@ def every_site(counts: dict[str, dict[str, int]], seed: int) -> Iterator[Task]:
         for ever in (False, True)
     ]
     random.Random(seed).shuffle(sites)
-    for number, site in enumerate(sites):
+    early = list({(site["method"], site["kind"], site["ever"]): site for site in sites}.values())
+    for number, site in enumerate([*early, *(site for site in sites if not any(site is one for one in early))]):
         yield {"number": number, **site}
 
 

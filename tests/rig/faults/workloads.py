@@ -193,6 +193,21 @@ def read(work: Work) -> None:
         bytes(view)
 
 
+def look(work: Work) -> None:
+    """A reader alone."""
+    chosen = Settings(**TINY, readonly=True, debug=work.debug)
+    db = work.step(lambda: mmlsm.Database(work.path, chosen, work.system))
+    if db is None:
+        raise Unopened
+    returned = work.ledger.returned
+    for _ in range(2):
+        work.step(lambda: work.ledger.check(db, returned, returned))
+        work.step(lambda: db.get_many([b"key %03d" % number for number in range(0, 400, 7)]))
+        work.step(lambda: [bytes(view) for _, view in db.items(views=True)])
+        work.step(db.verify)
+    work.step(db.close)
+
+
 # name: (what it does, the file that it begins with, what its commits write)
 WORKLOADS: dict[str, tuple[Callable[[Work], None], str, Callable[[int], dict[bytes, bytes | None]]]] = {
     "create": (create, "", small_batch_of),
@@ -206,6 +221,8 @@ WORKLOADS: dict[str, tuple[Callable[[Work], None], str, Callable[[int], dict[byt
     "values": (values, "", large_batch_of),
     "rotate": (rotate, "", small_batch_of),
     "read": (read, "runs", small_batch_of),
+    "look": (look, "runs", small_batch_of),
+    "look at a log": (look, "crashed large", large_batch_of),
 }
 
 
