@@ -229,23 +229,30 @@ class Transaction(Reader):
         """Drop all writes. Ending twice is no error."""
         if not self._finished:
             self._conclude(None, None)
+        elif self._tenure is not None:  # its end may have been cut off
+            lock, tenure = self._tenure
+            lock.release_of(tenure)
 
     def _conclude(self, items: dict[bytes, Any] | None, durability: Durability | None) -> int:
         """Commit, or drop all. Whatever cuts in, the lock is free and the transaction over before that comes out."""
         make_sure_of(FRAMES_LEAST)  # else nothing is done: who began it has more
         interrupted: BaseException | None = None
+        if items is not None:
+            self._finished = True  # from here on the values are the commit's, whatever is raised, and not ours to drop
         try:
             if items is None:
                 return 0
             self.life.check_open()
             return self._commit(items, durability, self._drop)
         finally:
-            if self._tenure is not None and not sys.is_finalizing():  # then nobody is there to be given the lock
+            if self._tenure is not None:
                 lock, tenure = self._tenure
                 tries = 0
                 while lock.tenure == tenure and tries < TRIES_MOST:  # no call before the one that is tried again
                     try:
                         with Headroom(interrupted):
+                            if sys.is_finalizing():  # nobody is there to be given the lock
+                                break
                             lock.release_of(tenure)
                     except BaseException as error:  # at the very last, the lock is free when the transaction is gone
                         interrupted = error

@@ -17,6 +17,7 @@ CRASH_IMAGES = "sabotage/campaigns.py::test_crash_images"
 FAULTS = "sabotage/campaigns.py::test_faults"
 HISTORIES = "sabotage/campaigns.py::test_histories"
 DAMAGED_FILES = "sabotage/campaigns.py::test_damaged_files"
+KILLS = "stress/test_kill.py::test_after_a_kill_a_prefix_of_the_commits_is_there"
 CROWD = "stress/test_merging.py::test_whatever_a_crowd_does_every_reader_sees_one_committed_state"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sabotage import CRASH_IMAGES, HISTORIES, Sabotage
+from sabotage import CRASH_IMAGES, HISTORIES, KILLS, Sabotage
 
 PLANTED = (
     Sabotage(
@@ -20,7 +20,10 @@ PLANTED = (
         "write/commit.py",
         "            elif ticket.mode == OFF or ticket.end <=",
         "            elif ticket.mode != FULL or ticket.end <=",
-        ("unit/test_commit.py::test_a_group_commit_that_comes_while_another_is_written_waits_for_its_own_write",),
+        (
+            KILLS,
+            "unit/test_commit.py::test_a_group_commit_that_comes_while_another_is_written_waits_for_its_own_write",
+        ),
     ),
     Sabotage(
         "published-out-of-turn", "5", "an off commit is seen before a full one that was ordered before it",
@@ -46,6 +49,13 @@ PLANTED = (
         "while True:\n                    try:\n                        with Headroom(first):",
         "while isinstance(first, Exception):\n                    try:\n                        with Headroom(first):",
         ("unit/test_commit_interrupted.py::test_ctrl_c_at_any_step",),
+    ),
+    Sabotage(
+        "ordered-and-given-back", "2 9", "a signal's handler strikes a commit, and its large values' pages are free",
+        "write/commit.py",
+        "        if given is not None:\n            given.clear()\n",
+        "        if False:\n            given.clear()\n",
+        ("unit/test_interrupted.py::test_a_commit_of_large_values_struck_at_any_step_gives_nothing_away",),
     ),
     Sabotage(
         "leader-leaves-with-the-lead", "5", "Ctrl-C in the thread that leads keeps all others waiting",

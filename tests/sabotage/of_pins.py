@@ -10,7 +10,7 @@ PLANTED = (
         "space/reclaim.py",
         "        seen = at < len(pinned) and pinned[at] < retirement.died\n",
         "        seen = False\n",
-        (CROWD, "unit/test_reclaim.py::test_the_theory_of_the_crime"),
+        (HISTORIES, CROWD, "unit/test_reclaim.py::test_the_theory_of_the_crime"),
     ),
     Sabotage(
         "reclaimed-one-install-early", "4 6", "the version just before the one that let go of a page does not keep it",
@@ -53,6 +53,13 @@ PLANTED = (
         "return Snapshot(self.opened(), self.seq, self.life, self._pin)",
         "return Snapshot(self.opened(), self.seq, self.life, None)",
         ("unit/test_snapshots.py::test_ranges_and_cursors_of_a_snapshot_outlive_it",),
+    ),
+    Sabotage(
+        "cursor-does-not-share-a-transactions-pin", "4", "a range that outlives its transaction is no longer pinned",
+        "write/transaction.py",
+        "return Snapshot(self.opened(), self.seq, self.life, self._pin, self._write)",
+        "return Snapshot(self.opened(), self.seq, self.life, None, self._write)",
+        ("unit/test_transactions.py::test_iterators_and_cursors_outlive_their_transaction",),
     ),
     Sabotage(
         "view-pins-nothing", "6", "a view does not keep the version that it was read from",

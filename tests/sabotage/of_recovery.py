@@ -40,6 +40,20 @@ PLANTED = (
         ("unit/test_log_damage.py::test_a_reader_beside_a_writer_looks_twice",),
     ),
     Sabotage(
+        "reader-keeps-a-log-that-is-no-more", "4 5", "a reader takes for the log what the next writer has put there",
+        "write/recovery.py",
+        "    return now.log.epoch != root.superblock.log.epoch\n",
+        "    return False\n",
+        ("unit/test_recovery.py::test_a_reader_that_opens_while_writers_change_sees_what_had_returned",),
+    ),
+    Sabotage(
+        "reader-numbered-by-the-ceiling", "5", "a reader is at a commit that is still to come",
+        "engine.py",
+        "exact = settings.readonly or root.superblock.clean",
+        "exact = root.superblock.clean",
+        (f"{CRASH_IMAGES}[full_commits]", "unit/test_recovery.py::test_a_reader_has_the_number_of_the_last_commit"),
+    ),
+    Sabotage(
         "log-chain-not-followed", "2", "records of another life of the log's pages are replayed",
         "write/log_scan.py",
         "if header.epoch != at.epoch or header.predecessor != at.predecessor:",

@@ -110,6 +110,20 @@ PLANTED = (
         (DAMAGED_FILES,),
     ),
     Sabotage(
+        "verify-skips-the-log", "9", "verify() of a database that is written to finds no damage in its log",
+        "engine.py",
+        "        self._prove_log(report)\n",
+        "",
+        ("unit/test_verify.py::test_a_database_that_is_open_for_writing_proves_its_log_too",),
+    ),
+    Sabotage(
+        "verify-skips-values-in-memory", "9", "verify() finds no damage in large values that no segment has yet",
+        "check.py",
+        "    for reference in layout.in_memory:\n",
+        "    for reference in ():\n",
+        ("unit/test_verify.py::test_a_database_that_is_open_for_writing_proves_its_log_too",),
+    ),
+    Sabotage(
         "merge-takes-damage-over", "9", "a merge reads leaves unproved, and what it writes has right sums",
         "write/merge_walk.py",
         "        self.segment.touch_nodes([(leaf.page, leaf.pages, leaf.sum) for leaf in leaves], 0)\n",

@@ -17,7 +17,8 @@ from rig.crashes.workloads import WORKLOADS
 
 PHASES = {
     "creation", "opening", "first commit", "commit", "sync", "log extent", "flush", "merge of tiers",
-    "merge into the bottom", "reclaim", "relocation", "moving the log", "large value", "recovery", "close",
+    "merge into the bottom", "reclaim", "relocation", "moving the log", "large value", "recovery", "close", "log ahead",
+    "setting aside", "moving the manifest",
 }  # fmt: skip
 
 SMALL = {

@@ -10,6 +10,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from commit_rig import LogRig, eventually, in_threads
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.write.node_writer import NodeWriter
 from rig.lifetime.interrupts import Interrupted, Strike, points
-from rig.lifetime.world import World, killed, of_mmlsm, reads, tiny, writes
+from rig.lifetime.world import EXTENT_LEAST, World, killed, of_mmlsm, reads, tiny, writes
 
 WRITES = (
     "put", "put_full", "put_large", "put_stream", "delete", "pop", "popitem", "compare_and_set", "update", "batch",
@@ -64,12 +65,8 @@ def survives(world: World, strikes: Iterable[Strike], settle: Callable[[], objec
     world.db.close()
 
 
-@pytest.mark.parametrize(
-    ("name", "error"),
-    [(name, KeyboardInterrupt) for name in WRITES] + [(name, TimeoutError) for name in ("put_large", "batch", "run")],
-)
-def test_a_write_struck_at_any_step_is_there_or_not(path: Path, name: str, error: type[BaseException]) -> None:
-    """A TimeoutError is what a handler raises, and an OSError, too: as if a commit had failed that is there."""
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_struck_at_any_step_is_there_or_not(path: Path, name: str) -> None:
     world = World(path)
     prepare = writes(world)[name]
     after: dict[bytes, bytes] = {}
@@ -79,8 +76,34 @@ def test_a_write_struck_at_any_step_is_there_or_not(path: Path, name: str, error
         after = dict(world.state)
         prepare(after)()
 
-    strikes = points(operation, most=POINTS_MOST, seed=name, error=error)
-    survives(world, strikes, lambda: world.settle(after))
+    survives(world, points(operation, most=POINTS_MOST, seed=name), lambda: world.settle(after))
+
+
+@pytest.mark.parametrize("how", ["batch", "transaction"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
+def test_a_commit_of_large_values_struck_at_any_step_gives_nothing_away(path: Path, how: str, error: Any) -> None:
+    """A TimeoutError is what a handler raises, and an OSError, too: as if a commit had failed that is there."""
+    world = World(path)
+    strike, at = Strike(0), 0
+    while strike.struck or not at:
+        at += 1
+        after = world.state | {b"large": world.next_value().ljust(EXTENT_LEAST, b"!")}
+        writes = world.db.begin(write=True) if how == "transaction" else world.db.batch()
+        writes.put(b"large", after[b"large"])
+        strike = Strike(at, error)
+        strike(writes.commit)
+        if how == "transaction":
+            writes.abort()  # where it was struck before it began
+        try:
+            world.settle(after)
+            world.is_well()
+            world.settle(world.state)
+        except BaseException as told:
+            told.add_note(f"struck at step {at}: {strike.where}")
+            raise
+    assert at > 40
+    world.is_sound()
+    world.db.close()
 
 
 @pytest.mark.parametrize("name", READS)

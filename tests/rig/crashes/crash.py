@@ -236,12 +236,12 @@ class Crasher:
         deeper = max(1, images // 2 // RECOVERY_IMAGES) if depth < DEPTH_MOST else 0
         own = images // 2 if deeper else images
         ticks = history.log.ticks
-        every = depth < self.every
+        every = depth < self.every and time.monotonic() < self.until
         chosen = set(range(len(ticks))) if every else self.chosen(ticks, own)
         most = max(1, 2 * own // max(1, len(ticks)))
         known: dict[int, Found | None] = {}
         judged: set[tuple[int, tuple[str, str]]] = set()
-        candidates: list[tuple[bytes | bytearray, Found, int]] = []  # any of those seen, as likely as any other
+        candidates: list[tuple[bytes | bytearray, Pairs, int]] = []  # any of those seen, as likely as any other
         seen = 0
         disk = Disk(history.log.base)
         for number, tick in enumerate(ticks):
@@ -264,16 +264,17 @@ class Crasher:
                     judged.add((digest, label(tick)))
                     if new and image.content:
                         seen += 1
+                        given = max([history.bounds[number][3], *(history.seqs[k] for k in found.numbers)])
                         if len(candidates) < deeper:
-                            candidates.append((image.content, found, history.bounds[number][3]))
+                            candidates.append((image.content, found.pairs, given))
                         elif self.rng.random() < deeper / seen:
-                            candidates[self.rng.randrange(deeper)] = image.content, found, history.bounds[number][3]
+                            candidates[self.rng.randrange(deeper)] = image.content, found.pairs, given
             if len(self.result.findings) >= self.findings_most:
                 return
         self.result.judged_at.update(where for _, where in judged)
-        for content, found, seq in candidates:
+        for content, pairs, seq in candidates:
             again = Workload("recovery", recovery, {}, self.workload.settings)
-            below = self.record(Log(content), again, found.pairs, seq)
+            below = self.record(Log(content), again, pairs, seq)
             self.explore(below, (images - own) // deeper, depth + 1)
 
     def chosen(self, ticks: list[Tick], images: int) -> set[int]:

@@ -24,6 +24,8 @@ from rig.crashes.workloads import WORKLOADS
 HANG_S: Final = 600
 """So long without a next image is a hang."""
 LOOK_S: Final = 5
+FEW: Final = 100
+"""So many images are taken of a workload that has its first turn when the time is up."""
 M_TRIM_THRESHOLD: Final = -1
 M_MMAP_THRESHOLD: Final = -3
 
@@ -86,8 +88,10 @@ def share_out(campaign: Campaign, images: int, each: int, kept: Path, every: Map
             enough = len(result.images) >= images or campaign.left <= 0 or len(result.findings) >= FINDINGS_MOST
             while len(busy) < 2 * workers and (begun < len(WORKLOADS) or not enough):
                 seed, name = next(tasks)
-                first = begun < len(WORKLOADS)
-                busy.add(pool.submit(one, seed, each, name, kept, every.get(name, 0) if first else 0, until))
+                count, all_below = each, every.get(name, 0) if begun < len(WORKLOADS) else 0
+                if campaign.left <= 0:
+                    count = min(each, FEW)
+                busy.add(pool.submit(one, seed, count, name, kept, all_below, until))
                 begun += 1
             if not busy:
                 return result
