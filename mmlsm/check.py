@@ -25,7 +25,7 @@ from mmlsm.format import leaf, page, parent
 from mmlsm.format import superblock as superblocks
 from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import Manifest, Reference, SegmentRecord
-from mmlsm.format.superblock import LogPosition, Superblock
+from mmlsm.format.superblock import Superblock
 from mmlsm.read.pages import Pages, read_chunks, read_payload
 from mmlsm.space.bitmap import Bitmap
 from mmlsm.write.log_end import cut_off
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Node = tuple[int, int, int]
 
+LOOKS_MOST = 10
+"""A log that is let go of again and again while it is read is looked at so often."""
 PROBLEMS_MOST = 10_000
 """No report names more than this many."""
 
@@ -294,10 +296,21 @@ def check_file(file: File, layout: Layout, progress: Callable[[int, int], object
     return report
 
 
-def log_problem(file: File, log: LogPosition, seq: int, written: int) -> str | None:
-    """What is wrong with a log that begins at `log`, behind commit `seq`, and has commits up to `written`; None if
-    nothing is. A log of which extents were let go meanwhile may not be there any more."""
-    scan = scan_log(file, log, None, seq)
+def prove_log(file: File, report: Report, look: Callable[[], tuple[Superblock, int]]) -> None:
+    """Scan the log of a file that is open for writing; `look` gives the superblock that has its beginning, and the last
+    commit that is written. A flush may let go of it meanwhile: then it is begun anew."""
+    for _ in range(LOOKS_MOST):
+        block, written = look()
+        if not block.log.page or written <= block.seq or not (problem := _log_problem(file, block, written)):
+            return
+        if look()[0].log == block.log:
+            report.problems.append(problem)
+            return
+    report.notes.append("the log went on faster than it could be read: it was not proved")
+
+
+def _log_problem(file: File, block: Superblock, written: int) -> str | None:
+    scan = scan_log(file, block.log, None, block.seq)
     try:
         for commit in scan:
             if commit.seq >= written:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlsm import closing, limits
-from mmlsm.check import Layout, Report, check_file, layout_at_rest, log_problem, root_problems
+from mmlsm.check import Layout, Report, check_file, layout_at_rest, prove_log, root_problems
 from mmlsm.errors import Error, LockTimeout, ReadOnlyError
 from mmlsm.file import File, System, name_of, open_file, open_memory
 from mmlsm.format.superblock import NO_LOG
@@ -54,9 +54,6 @@ from mmlsm.write.recovery import (
 from mmlsm.write.store import Store
 from mmlsm.write.values import ValueWriter
 from mmlsm.write.writer import Writer
-
-LOOKS_MOST = 10
-"""A log that is flushed again and again while `verify` reads it is begun anew so often."""
 
 POISON = b"\xdd" * limits.PAGE_BYTES
 
@@ -361,27 +358,10 @@ class Engine:
             return check_file(self.file, layout_at_rest(self.file, self.root, self.replay), progress)
         layout, _version = self.layout()
         report = check_file(self.file, layout, progress)
-        self._prove_log(report)
-        return report
-
-    def _prove_log(self, report: Report) -> None:
-        """Scan what is written of the log. A flush may let go of it meanwhile; then it is another that is proved."""
         store, committer = self.store, self.committer
-        if store is None or committer is None or not committer.groups:
-            return  # nothing is written yet
-        for _ in range(LOOKS_MOST):
-            with store.install_lock, store.order_lock:
-                block, written = store.superblock, committer.written_seq
-            if not block.log.page or written <= block.seq:
-                return
-            problem = log_problem(self.file, block.log, block.seq, written)
-            if problem is None:
-                return
-            with store.install_lock:
-                if store.superblock.log == block.log:
-                    report.problems.append(problem)
-                    return
-        report.notes.append("the log went on faster than it could be read: it was not proved")
+        if committer is not None and committer.groups:  # else nothing is written yet
+            prove_log(self.file, report, lambda: (store.superblock, committer.written_seq))
+        return report
 
     def layout(self) -> tuple[Layout, Version]:
         """One moment of the file, and the version that keeps it in place."""

@@ -72,14 +72,14 @@ PLANTED = (
         "write-lock-kept-after-an-interrupt", "5 8", "Ctrl-C in a commit leaves the write lock taken",
         "write/commit.py",
         """        finally:
-            while lock.owner == me:
-""",
+            tries = 0
+            while lock.owner == me and""",
         """        except Exception:
             lock.release()
             raise
         else:
-            while lock.owner == me:
-""",
+            tries = 0
+            while lock.owner == me and""",
         ("unit/test_commit_interrupted.py::test_ctrl_c_at_any_step",),
     ),
     Sabotage(
@@ -87,7 +87,7 @@ PLANTED = (
         "write/commit.py",
         "            if self.closing:\n",
         "            if False:\n",
-        ("unit/test_misbehaviour.py::test_a_commit_that_is_about_to_be_ordered_while_another_thread_closes_is_refused",),
+        ("unit/test_misbehaviour.py::test_a_commit_about_to_be_ordered_while_another_thread_closes_is_refused",),
     ),
     Sabotage(
         "flushed-before-published", "4 7", "a memtable is flushed while commits in it may still fail",

@@ -44,14 +44,17 @@ PLANTED = (
         "write/recovery.py",
         "    return now.log.epoch != root.superblock.log.epoch\n",
         "    return False\n",
-        ("unit/test_recovery.py::test_a_reader_that_opens_while_writers_change_sees_what_had_returned",),
+        ("unit/test_readers_beside.py::test_a_reader_that_opens_while_writers_change_sees_what_had_returned",),
     ),
     Sabotage(
         "reader-numbered-by-the-ceiling", "5", "a reader is at a commit that is still to come",
         "engine.py",
         "exact = settings.readonly or root.superblock.clean",
         "exact = root.superblock.clean",
-        (f"{CRASH_IMAGES}[full_commits]", "unit/test_recovery.py::test_a_reader_has_the_number_of_the_last_commit"),
+        (
+            f"{CRASH_IMAGES}[full_commits]",
+            "unit/test_readers_beside.py::test_a_reader_has_the_number_of_the_last_commit",
+        ),
     ),
     Sabotage(
         "log-chain-not-followed", "2", "records of another life of the log's pages are replayed",
@@ -104,7 +107,7 @@ PLANTED = (
     Sabotage(
         "seq-ceiling-not-written", "5", "numbers of commits that a crash took are given again",
         "engine.py",
-        "self.last_seq = replay.seq if root.superblock.clean else max(replay.seq, root.superblock.seq_ceiling)",
+        "self.last_seq = replay.seq if exact else max(replay.seq, root.superblock.seq_ceiling)",
         "self.last_seq = replay.seq",
         (f"{CRASH_IMAGES}[creation in zeros]", "unit/test_recovery.py::test_no_seq_is_given_twice_across_a_kill"),
     ),

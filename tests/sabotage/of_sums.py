@@ -111,9 +111,9 @@ PLANTED = (
     ),
     Sabotage(
         "verify-skips-the-log", "9", "verify() of a database that is written to finds no damage in its log",
-        "engine.py",
-        "        self._prove_log(report)\n",
-        "",
+        "check.py",
+        "            report.problems.append(problem)\n            return\n",
+        "            return\n",
         ("unit/test_verify.py::test_a_database_that_is_open_for_writing_proves_its_log_too",),
     ),
     Sabotage(

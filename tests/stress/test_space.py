@@ -116,17 +116,17 @@ def overwritten(path: Path, part: float, capsys: pytest.CaptureFixture[str]) -> 
 
 
 WRITERS_FACTOR = 2.0
-"""The peak of the file of sixteen writing threads is at most so many times that of one which writes the same."""
+"""The peak of the file of sixteen writing threads is at most so many times that of one which writes the same: the
+medians of three each, in turn."""
 
 
 def test_sixteen_writers_need_little_more_file_than_one(
     tmp_path: Path, effort: int, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batches = (1600 if mode == "compiled" else 800) * effort
-    peaks = []
-    for writers in (1, 16):
-        path = tmp_path / f"{writers}.db"
-        with mmlsm.Database(path, sized(0.04)) as db:
+    peaks: dict[int, list[int]] = {1: [], 16: []}
+    for number, writers in enumerate((1, 16) * 3):  # one peak depends on when the merge thread had the processor
+        with mmlsm.Database(tmp_path / f"{number}.db", sized(0.04)) as db:
             peak = Peak(db)
 
             def write(first: int, db: mmlsm.Database = db, step: int = writers) -> None:
@@ -138,10 +138,11 @@ def test_sixteen_writers_need_little_more_file_than_one(
             db._engine.flush()
             peak.look()
             proof.prove(db)
-        peaks.append(peak.bytes)
+        peaks[writers].append(peak.bytes)
+    one, sixteen = (statistics.median(peaks[writers]) for writers in (1, 16))
     with capsys.disabled():
-        print(f"\npeak file of one writer {peaks[0]:,} bytes, of sixteen {peaks[1]:,}: {peaks[1] / peaks[0]:.2f}")
-    assert peaks[1] <= WRITERS_FACTOR * peaks[0]
+        print(f"\npeak file of one writer {one:,} bytes, of sixteen {sixteen:,}: {sixteen / one:.2f}; {peaks}")
+    assert sixteen <= WRITERS_FACTOR * one
 
 
 @pytest.mark.parametrize("reopen", [True, False])

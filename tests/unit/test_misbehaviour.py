@@ -221,7 +221,7 @@ def test_a_commit_that_waits_while_another_thread_closes_is_refused(path: Path) 
     assert [type(error) for error in errors] == [mmlsm.ClosedError]
 
 
-def test_a_commit_that_is_about_to_be_ordered_while_another_thread_closes_is_refused(path: Path) -> None:
+def test_a_commit_about_to_be_ordered_while_another_thread_closes_is_refused(path: Path) -> None:
     """It has the write lock, so nobody can keep it from going on but the order itself."""
     db = mmlsm.open(path, durability="off")
     db[b"before"] = b"1"

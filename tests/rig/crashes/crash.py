@@ -52,14 +52,15 @@ FINDINGS_MOST: Final = 20
 
 
 class History:
-    """A log with its commits in order: the states, and which of them a crash at each tick may leave."""
+    """A log with its commits in order: the states, and which of them a crash at each tick may leave. Of `before`, the
+    first one, `seq` is the last number known to be given, and `reached` one that none of its commits is above."""
 
-    def __init__(self, log: Log, commits: Iterable[Commit], before: Pairs, seq: int) -> None:
+    def __init__(self, log: Log, commits: Iterable[Commit], before: Pairs, seq: int, reached: int) -> None:
         self.log = log
         order = sorted(commits, key=lambda commit: commit.seq)
         seqs = [commit.seq for commit in order]
         assert len({seq, *seqs}) == len(seqs) + 1, f"a seq was given twice: {seq}, {seqs}"
-        self.seqs = [seq, *seqs]
+        self.seqs = [max(seq, reached), *seqs]
         self.states: list[Pairs] = [before]
         self.numbers: dict[int, list[int]] = {}
         """By a state's hash, the numbers of the commits that it is the state after."""
@@ -102,6 +103,10 @@ class History:
                 durable = max([durable, *(i + 1 for i, one in enumerate(seqs) if one <= tick.value)])
             returned = max(returned, durable)
             yield durable, returned, most, seq
+
+    def reached(self, found: Found) -> int:
+        """The last number that the state found may have: one state may be that after several commits."""
+        return max([self.seqs[0], *(self.seqs[k] for k in found.numbers)])
 
     def which(self, pairs: Pairs) -> list[int]:
         """The commits after which this is the state."""
@@ -211,7 +216,7 @@ class Crasher:
         self.files += 1
         return self.folder / f"{self.files}.db"
 
-    def record(self, log: Log, workload: Workload, before: Pairs, seq: int) -> History:
+    def record(self, log: Log, workload: Workload, before: Pairs, seq: int, reached: int = 0) -> History:
         """Run the workload on what the log begins with; its history."""
         path = self.path()
         if log.base is not None:
@@ -226,7 +231,7 @@ class Crasher:
                 with contextlib.suppress(mmlsm.Error):
                     story.db.close()
             path.unlink(missing_ok=True)
-        return History(log, story.commits, before, seq)
+        return History(log, story.commits, before, seq, reached)
 
     # -- crashing
 
@@ -241,7 +246,7 @@ class Crasher:
         most = max(1, 2 * own // max(1, len(ticks)))
         known: dict[int, Found | None] = {}
         judged: set[tuple[int, tuple[str, str]]] = set()
-        candidates: list[tuple[bytes | bytearray, Pairs, int]] = []  # any of those seen, as likely as any other
+        candidates: list[tuple[bytes | bytearray, Pairs, int, int]] = []  # any of those seen, as likely as any other
         seen = 0
         disk = Disk(history.log.base)
         for number, tick in enumerate(ticks):
@@ -264,17 +269,17 @@ class Crasher:
                     judged.add((digest, label(tick)))
                     if new and image.content:
                         seen += 1
-                        given = max([history.bounds[number][3], *(history.seqs[k] for k in found.numbers)])
+                        candidate = image.content, found.pairs, history.bounds[number][3], history.reached(found)
                         if len(candidates) < deeper:
-                            candidates.append((image.content, found.pairs, given))
+                            candidates.append(candidate)
                         elif self.rng.random() < deeper / seen:
-                            candidates[self.rng.randrange(deeper)] = image.content, found.pairs, given
+                            candidates[self.rng.randrange(deeper)] = candidate
             if len(self.result.findings) >= self.findings_most:
                 return
         self.result.judged_at.update(where for _, where in judged)
-        for content, pairs, seq in candidates:
+        for content, pairs, seq, reached in candidates:
             again = Workload("recovery", recovery, {}, self.workload.settings)
-            below = self.record(Log(content), again, pairs, seq)
+            below = self.record(Log(content), again, pairs, seq, reached)
             self.explore(below, (images - own) // deeper, depth + 1)
 
     def chosen(self, ticks: list[Tick], images: int) -> set[int]:
@@ -319,7 +324,7 @@ class Crasher:
             self.finding(history, number, image, depth, f"{is_one}, not after one from {least} to {most}")
         elif found.seq <= seq:
             self.finding(history, number, image, depth, f"seq {found.seq} was given, but {seq} had been before")
-        elif found.looked is not None and found.looked > max(history.seqs[k] for k in found.numbers):
+        elif found.looked is not None and found.looked > history.reached(found):
             self.finding(history, number, image, depth, f"a reader is at seq {found.looked}, which was not given yet")
 
     def finding(self, history: History, number: int, image: Image, depth: int, what: str) -> None:
