@@ -124,10 +124,12 @@ def leave_clean(engine: Engine) -> None:
     if engine.closing_errors or not engine.closing_flushed or engine.file.failure is not None:
         return
     if committer is not None:
+        if any(table.entry_count for table in (committer.memtable, *store.state.tables)):
+            raise Error("commits are left that no flush has seen: they are in the log, open the database again")
         with store.install_lock:
             seq = committer.last_seq
             store.write_superblock(engine.channel, clean=True, log=NO_LOG, seq=seq, seq_ceiling=seq)
-    elif not store.superblock.clean and store.superblock.log.page == 0:
+    elif not store.superblock.clean and store.superblock.log.page == 0 and not engine.file.pins_elsewhere():
         with store.install_lock:
             store.write_superblock(engine.channel, clean=True, seq=engine.last_seq, seq_ceiling=engine.last_seq)
     engine.merger.drain(block=False)

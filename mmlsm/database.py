@@ -82,6 +82,8 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         if bare is None or bare.state is None or bare.state.version is not state.version:
             bare = Reader(ReadState((), state.version, state.file, state.verify), state.version.seq, self.life)
             self._bare = bare
+            if self.state is not state:
+                self._bare = None  # `on_state` came in between, and this would pin the version before
         return bare
 
     # -- writing
@@ -180,21 +182,23 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
         lock = engine.write_lock
         tenure = lock.tenure
         try:
-            pin, state, committer = SeqPin(engine.pins), self.state, engine.committer
-            if state is None or committer is None:
+            committer = engine.committer
+            # All that is ordered, published or not, and nothing that comes after the transaction's end.
+            pin = SeqPin(engine.pins, 0 if committer is None else committer.last_seq)
+            state = self.state
+            if state is None:
                 raise ClosedError("the database is closed: open it again")
 
             def commit(items: dict[bytes, Any], durability: Durability | None, drop: Callable[[object], None]) -> int:
                 try:
                     return engine.commit(items, durability, locked=True)
-                except BaseException as error:
-                    self._give_back(items, error, drop)
+                except BaseException:
+                    self._give_back(items, drop)
                     raise
 
             hold = Hold(self._held, "transaction", state.version.install)
-            # All that is ordered, published or not, and nothing that comes after the transaction's end.
             transaction = Transaction(
-                state, committer.last_seq, self.life, (pin, hold), write=True,
+                state, pin.seq, self.life, (pin, hold), write=True,
                 values=values.since(state.version.install), commit=commit, tenure=(lock, tenure),
             )  # fmt: skip
             engine.note_writer(transaction, tenure)
@@ -238,18 +242,16 @@ class Database(Reader, MutableMapping[bytes, bytes]):  # type: ignore[misc]  # r
     def _commit(self, items: dict[bytes, Any], durability: Durability | None) -> int:
         try:
             return self._engine.commit(items, durability)
-        except BaseException as error:
-            self._give_back(items, error)
+        except BaseException:
+            self._give_back(items)
             raise
 
-    def _give_back(
-        self, items: dict[bytes, Any], error: BaseException, give: Callable[[object], None] | None = None
-    ) -> None:
+    def _give_back(self, items: dict[bytes, Any], give: Callable[[object], None] | None = None) -> None:
         """Extents of a commit that was never ordered come back; those of one whose fate is unknown stay.
 
-        Of one that was ordered, and ended by an error later, nothing is left in `items`.
+        Of one that was ordered, and ended by an error later, nothing is left in `items`: the order empties it.
         """
-        if isinstance(error, Exception) and self._engine.file.failure is None and self._engine.store is not None:
+        if self._engine.file.failure is None and self._engine.store is not None:
             committer = self._engine.committer
             if committer is None or committer.failure is None:
                 for value in items.values():

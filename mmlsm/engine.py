@@ -22,7 +22,7 @@ from mmlsm.check import Layout, Report, check_file, layout_at_rest, prove_log, r
 from mmlsm.errors import Error, LockTimeout, ReadOnlyError
 from mmlsm.file import File, System, name_of, open_file, open_memory
 from mmlsm.format.superblock import NO_LOG
-from mmlsm.headroom import FRAMES_TO_END, make_sure_of
+from mmlsm.headroom import FRAMES_TO_END, TRIES_MOST, Headroom, make_sure_of
 from mmlsm.locks import FairLock, new_lock
 from mmlsm.read.life import Life
 from mmlsm.read.reader import ReadState
@@ -47,6 +47,7 @@ from mmlsm.write.recovery import (
     check_numbers,
     extents_in_use,
     first_image,
+    maybe_seen,
     read_all,
     require_writable,
     still_retired,
@@ -131,8 +132,10 @@ class Engine:
 
         self.poison_channel = poison_channel
         pinned = file.pins_elsewhere()
-        retired = still_retired(root, replay, file.pages) if pinned else ()
         check_numbers(root, replay)
+        retired = still_retired(root, replay, file.pages) if pinned else ()
+        if pinned:
+            retired = (*retired, *maybe_seen(root, replay, retired, file.pages))
         used = extents_in_use(root, replay, retired)
         self.allocator = Allocator(
             file.pages,
@@ -218,13 +221,16 @@ class Engine:
                     tables, version = (committer.memtable, *store.state.tables), store.state.version
                     try:
                         store.set_state(tables, version)
-                    except BaseException:  # as in `_seal`
-                        while True:
+                    except BaseException as error:  # as in `_seal`
+                        struck, tries = error, 0
+                        while tries < TRIES_MOST:
                             try:
-                                store.set_state(tables, version)
+                                with Headroom(struck):
+                                    store.set_state(tables, version)
                                 break
-                            except (KeyboardInterrupt, MemoryError):
-                                continue
+                            except BaseException as again:
+                                struck = again
+                                tries += isinstance(again, Exception) and not isinstance(again, MemoryError)
                         raise
             except BaseException:
                 if self.committer is None and self.file.failure is None:
@@ -305,13 +311,16 @@ class Engine:
         """The memtable has reached its bound: go on with a new one. REQUIRES the order lock."""
         try:
             self._seal_or_go_on()
-        except BaseException:  # Ctrl-C may not leave a memtable that takes commits and that readers do not see
-            while True:
+        except BaseException as error:  # no strike may leave a memtable that takes commits and that readers do not see
+            struck, tries = error, 0
+            while tries < TRIES_MOST:
                 try:
-                    self._seal_or_go_on()
+                    with Headroom(struck):
+                        self._seal_or_go_on()
                     break
-                except (KeyboardInterrupt, MemoryError):
-                    continue
+                except BaseException as again:
+                    struck = again
+                    tries += isinstance(again, Exception) and not isinstance(again, MemoryError)
             raise
 
     def _seal_or_go_on(self) -> None:

@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol, TypeVar
 
 from mmlsm.errors import ClosedError
+from mmlsm.headroom import TRIES_MOST, Headroom
 from mmlsm.latch import latched
 
 WRITE: Final = 10
@@ -171,14 +172,17 @@ class FairLock:
             if given and self.owner != me:
                 self._check()
             return given or not self._left(gate, me)
-        except BaseException:
+        except BaseException as error:
             # Ctrl-C can come at any step above: before the queue, in it, or just after the lock was given (I2).
-            while True:
+            struck, tries = error, 0
+            while tries < TRIES_MOST:
                 try:
-                    self._leave(me)
+                    with Headroom(struck):
+                        self._leave(me)
                     break
-                except (KeyboardInterrupt, MemoryError):
-                    continue
+                except BaseException as again:
+                    struck = again
+                    tries += isinstance(again, Exception) and not isinstance(again, MemoryError)
             raise
 
     def _left(self, gate: threading.Lock, me: int) -> bool:

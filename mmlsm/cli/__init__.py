@@ -5,6 +5,7 @@ I1. What goes wrong is one line on stderr, `mmlsm: ...`, and an exit code (cli/a
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import lzma
 import sys
@@ -19,8 +20,6 @@ __all__ = ["main"]
 
 def grammar() -> Parser:
     """The parser of the whole command line."""
-    import argparse
-
     parser = Parser(
         prog="mmlsm",
         description="Look into, change and prove mmlsm databases: ordered key-value stores, one file each.",
@@ -39,18 +38,20 @@ def grammar() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Prints, and raises SystemExit only for --help and wrong arguments."""
     streams.prepare()
+    args = argparse.Namespace()
     try:
         try:
             args = grammar().parse_args(argv)
-            code: int = args.run(args)
+            args.code = EXIT_OK
+            args.code = code = int(args.run(args))
         except SystemExit:  # --help, which is to be printed too, or wrong arguments
             sys.stdout.flush()
             raise
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
+    except BrokenPipeError:  # who reads has enough; what was found stands all the same
         streams.forget_output()
-        return EXIT_OK
+        return int(args.code)
     except KeyboardInterrupt:
         return complain("interrupted", EXIT_INTERRUPTED)
     except (UsageError, mmlsm.KeySizeError) as error:

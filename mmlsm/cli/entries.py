@@ -86,7 +86,8 @@ def run_get(args: argparse.Namespace) -> int:
             return EXIT_NO
         with stream:
             if args.to is not None:
-                with args.to.open("wb") as target:
+                streams.refuse_database(args.to, args.file)
+                with streams.written_whole(args.to) as target:
                     shutil.copyfileobj(stream, target, 1 << 20)
                 output.line(output_of_copy(args, key, stream.tell()))
             elif args.json:

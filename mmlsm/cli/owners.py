@@ -38,7 +38,10 @@ class Owner:
 
 def owner_of(engine: Engine, number: int) -> Owner:
     """The owner of a page; kind "free" where nobody claims it. Cost: the parents, at worst all leaves with extents."""
-    return _of_root(engine, number) or _of_segments(engine, number) or Owner("free", "nothing: it is free", number, 1)
+    owner = _of_root(engine, number) or _of_segments(engine, number)
+    if owner is None and number < engine.root.bits.pages and engine.root.bits.any_set(number, 1):
+        return Owner("unknown", "what cannot be reached: it is in use, but what refers to it is damaged", number, 1)
+    return owner or Owner("free", "nothing: it is free", number, 1)
 
 
 def _of_root(engine: Engine, number: int) -> Owner | None:

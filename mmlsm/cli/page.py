@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
         finally:
             file.close()
         shown.problem = shown.problem or f"the database cannot be opened: {error}"
+    args.code = EXIT_NO if shown.problem else EXIT_OK
     show(args.number, shown, output)
-    return EXIT_NO if shown.problem else EXIT_OK
+    return int(args.code)
 
 
 def look(file: File, database: Database | None, number: int, args: argparse.Namespace) -> Shown:

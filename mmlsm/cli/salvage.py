@@ -38,11 +38,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.out} is there already: salvage writes only a new file")
     with output.progress("salvaging") as tell:
         report = mmlsm.salvage(args.file, args.out, unproved=not args.proved_only, progress=tell)
+    args.code = code = EXIT_OK if report.complete else EXIT_NO
     if args.json:
         output.json(facts_of(report, args.hex))
     else:
         show(report, output, args.out)
-    return EXIT_OK if report.complete else EXIT_NO
+    return code
 
 
 def facts_of(report: mmlsm.SalvageReport, as_hex: bool) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         segments = list(segments_of(engine.file, manifest, problems))
         file_pages = engine.file.pages
         figures = database.stats().segments
+    args.code = code = EXIT_NO if problems else EXIT_OK
     if args.json:
         output.json([
             {**dataclasses.asdict(figure), "level_name": segment.name, "leaves": segment.leaves,
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
              "last_key": json_of(figure.last_key, args.hex)}
             for figure, segment in zip(figures, segments, strict=True)
         ])  # fmt: skip
-        return EXIT_NO if problems else EXIT_OK
+        return code
     if not segments:
         output.line("no segments")
     else:
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         output.table(*narrowed(heads, rows, width))
     for problem in problems:
         output.check(problem, False)
-    return EXIT_NO if problems else EXIT_OK
+    return code
 
 
 def segments_of(file: File, manifest: Manifest, problems: list[str]) -> Iterable[Segment]:

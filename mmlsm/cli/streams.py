@@ -13,9 +13,13 @@ import contextlib
 import errno
 import io
 import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO, Final
 
 from mmlsm.cli.arguments import UsageError
+from mmlsm.format.superblock import MAGIC
 
 BY_BYTES: Final = "mmlsm-by-bytes"
 
@@ -52,6 +56,36 @@ def prepare() -> None:
         sys.stderr = open("/dev/null", "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors=BY_BYTES)
+
+
+def refuse_database(target: Path, database: str) -> None:
+    """UsageError where what would be written over is a database."""
+    if not target.exists():
+        return
+    if Path(database).exists() and target.samefile(database):
+        raise UsageError(f"{target} is the database itself")
+    if target.is_file():
+        with target.open("rb") as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                raise UsageError(f"{target} is a database, and is not overwritten")
+
+
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[BinaryIO]:
+    """A file that takes the name when all of it is written, and leaves what was there if that fails."""
+    target = target.resolve()
+    if target.exists() and not target.is_file():  # a pipe or device takes what comes
+        with target.open("wb") as file:
+            yield file
+        return
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with part.open("xb") as file:
+            yield file
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def can_print(text: str) -> bool:

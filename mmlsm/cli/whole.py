@@ -178,7 +178,7 @@ def run_verify(args: argparse.Namespace) -> int:
         ) from error
     with database, output.progress("verifying") as tell:
         report = database.verify(progress=tell)
-    code = EXIT_OK if report.ok and not report.notes else EXIT_NO
+    args.code = code = EXIT_OK if report.ok and not report.notes else EXIT_NO
     if args.json:
         output.json({"ok": report.ok, "opened": True, **dataclasses.asdict(report)})
         return code

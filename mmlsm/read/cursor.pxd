@@ -24,6 +24,7 @@ cdef class Cursor:
     cdef Life life
     cdef Merged merged
     cdef bint busy
+    cdef bint moved
 
     cdef Merged enter(self)
     cdef bint move(self, int which) except? 1

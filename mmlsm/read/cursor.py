@@ -173,16 +173,15 @@ class RangeIterator:
     def __next__(self):
         if self.busy:
             raise Error("this iterator is in use by another thread: give each thread its own")
-        if self.merged is None:
-            raise StopIteration
-        self.life.check()
-        self.busy = True
+        self.busy = True  # nothing comes between that and the look
         try:
-            if self.remaining > 0:
-                self.advance()
-                if self.inside():
-                    self.remaining -= 1
-                    return self.result()
+            if self.merged is not None:
+                self.life.check()
+                if self.remaining > 0:
+                    self.advance()
+                    if self.inside():
+                        self.remaining -= 1
+                        return self.result()
             self.merged = None
             self.reader = None
         except BaseException:
@@ -192,6 +191,11 @@ class RangeIterator:
         finally:
             self.busy = False
         raise StopIteration
+
+
+def in_use() -> Error:
+    """What the second of two threads is told."""
+    return Error("this cursor is in use by another thread: give each thread its own")
 
 
 @cython.cclass
@@ -206,6 +210,7 @@ class Cursor:
         self.life = reader.life
         self.merged = reader.merged()
         self.busy = False
+        self.moved = False
 
     def __reduce__(self) -> str:
         raise not_copied(self)
@@ -213,7 +218,7 @@ class Cursor:
     def enter(self):
         """The walk, taken for one call."""
         if self.busy:
-            raise Error("this cursor is in use by another thread: give each thread its own")
+            raise in_use()
         self.life.check()
         if self.merged is None:
             raise ClosedError("this cursor is closed")
@@ -237,10 +242,13 @@ class Cursor:
     def move(self, which):
         """To the first (0), last (1), next (2) or previous (3) entry; whether there is one. None after a failure."""
         merged: Merged = self.enter()
-        if which >= 2 and merged.current is None:
-            return False
-        self.busy = True
+        if self.busy:
+            raise in_use()
+        self.busy = True  # nothing comes between that and the look
+        self.moved = True
         try:
+            if which >= 2 and merged.current is None:
+                return False
             if which == 0:
                 merged.first()
             elif which == 1:
@@ -280,7 +288,10 @@ class Cursor:
         if how not in (">=", "<=", ">", "<", "=="):
             raise ValueError(f"how={how!r}: choose one of '>=', '<=', '>', '<', '=='")
         n = len(target)
+        if self.busy:
+            raise in_use()
         self.busy = True
+        self.moved = True
         try:
             if how[0] == "<":
                 merged.seek_le(target, n)
@@ -358,7 +369,7 @@ class Cursor:
 
     def __iter__(self):
         """Pairs from the current place on, moving the cursor; from the first key where it was never placed."""
-        if self.enter().current is None and not self.first():
+        if self.enter().current is None and (self.moved or not self.first()):
             return
         while True:
             yield self.item()

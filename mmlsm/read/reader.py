@@ -118,8 +118,11 @@ class Reader:
             if not table.entries:
                 continue
             entry = table.lookup(key, seq)
-            if self.floating and table.trimmed > seq:
-                return self.fetch(key, what)
+            if self.floating:
+                if table.trimmed > seq:
+                    return self.fetch(key, what)
+            elif self.state is not state:  # closed meanwhile by another thread: nothing was pinned any more
+                raise ClosedError("this handle is closed")
             if entry is not None:
                 if entry.value is None:
                     return None

@@ -117,7 +117,7 @@ class Segment(Pages):
             return True
         if not self.filter_ready:
             self.prove_extent(self.record.filter)
-            self.filter_ready = True
+            self.filter_ready = not self.verify_always
         return filter_holds(self.window.m8, self.filter_at, self.filter_blocks, h)
 
     def leaf_for(self, key, key_bytes):
@@ -285,7 +285,7 @@ class SegmentSource(Source):
             self.key = self.scratch.m8
             return 0
         entry = leaf_reference_at(w, entry)
-        if w.verified[load32(w.m8, entry + 8)] != 2:
+        if w.verified[load32(w.m8, entry + 8)] != 2 or self.segment.verify_always:
             self.segment.touch_key(entry)
         self.key = at(w.m8, cython.cast("int64_t", load32(w.m8, entry + 8)) << 12)
         self.key_bytes = load64(w.m8, entry)

@@ -20,16 +20,16 @@ from mmlsm.register import Register
 class Pins(Protocol):
     """Where seqs are registered (write/pins.py)."""
 
-    def register(self, holder: object) -> int: ...
+    def register(self, holder: object, ordered: int = 0) -> int: ...
 
 
 class SeqPin:
-    """Registers the newest published seq for as long as it is referred to."""
+    """Registers the newest published seq, or an ordered one, for as long as it is referred to."""
 
     __slots__ = ("__weakref__", "seq")
 
-    def __init__(self, pins: Pins) -> None:
-        self.seq = pins.register(self)
+    def __init__(self, pins: Pins, ordered: int = 0) -> None:
+        self.seq = pins.register(self, ordered)
 
 
 class Held(NamedTuple):
@@ -78,7 +78,8 @@ class Snapshot(Reader):
 
     def still(self) -> Snapshot:
         """What a cursor or range reads, which outlives this handle: it shares the pin."""
-        return Snapshot(self.opened(), self.seq, self.life, self._pin)
+        pin = self._pin  # before the state: `close` lets that go first, so where it is there the pin was
+        return Snapshot(self.opened(), self.seq, self.life, pin)
 
     def close(self) -> None:
         """Let the state go; other calls raise ClosedError from then on. Twice is no error."""

@@ -211,10 +211,15 @@ class LogWriter:
         """
         self.close()
         before, self._pages_next = self._pages_next, min(EXTENT_PAGES_FIRST, self._pages_most)
+        extent = None
         try:
-            self._link(self._reserve(0))
+            extent = self._reserve(0)
+            self._link(extent)
         except BaseException:
             self._pages_next = before
+            if extent is not None and self._state.extent != extent:
+                self._extents = [one for one in self._extents if one != extent]
+                self._allocator.give_back(extent)
             raise
 
     def close(self) -> None:

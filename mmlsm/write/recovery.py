@@ -196,6 +196,23 @@ def still_retired(root: Root, replay: Replay, pages: int) -> tuple[Retirement, .
     return tuple(found)
 
 
+def maybe_seen(
+    root: Root, replay: Replay, retired: tuple[Retirement, ...], pages: int
+) -> tuple[Retirement, ...]:
+    """The pages that nothing durable names, as a retirement, where the last life was cut off: views of it may show what
+    was in its memory alone, and where that was, nobody knows (R13)."""
+    if root.superblock.clean:
+        return ()
+    used = extents_in_use(root, replay, retired)
+    used.resize(max(pages, used.pages))
+    found, end = [], 0
+    for first, count in (*used.extents(), Extent(used.pages, 0)):
+        if first > end:
+            found.append((end, first - end))
+        end = first + count
+    return (Retirement(0, root.manifest.install, tuple(found)),) if found else ()
+
+
 def require_writable(root: Root) -> None:
     """FormatError where the file uses what this program cannot write; CorruptionError where its root cannot be.
 
@@ -242,9 +259,10 @@ def used_pages(root: Root, retired: Iterable[Retirement]) -> Bitmap:
             if first + count > used.pages:
                 raise outside_bitmap(first)
             used.clear(first, count)
-    for retirement in retired:
-        for first, count in retirement.extents:
-            used.set(first, count)
+    held = [extent for retirement in retired for extent in retirement.extents]
+    used.resize(max([used.pages, *(first + count for first, count in held)]))
+    for first, count in held:
+        used.set(first, count)
     return used
 
 

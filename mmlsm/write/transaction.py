@@ -101,7 +101,8 @@ class Transaction(Reader):
 
     def still(self) -> Snapshot:
         """What a cursor or range reads, own writes too. It outlives the transaction: it shares the pin."""
-        return Snapshot(self.opened(), self.seq, self.life, self._pin, self._write)
+        pin = self._pin
+        return Snapshot(self.opened(), self.seq, self.life, pin, self._write)
 
     # -- writing
 

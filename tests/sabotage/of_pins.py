@@ -50,14 +50,14 @@ PLANTED = (
     Sabotage(
         "cursor-does-not-share-the-pin", "4", "a range that outlives its snapshot is no longer pinned",
         "read/snapshot.py",
-        "return Snapshot(self.opened(), self.seq, self.life, self._pin)",
+        "return Snapshot(self.opened(), self.seq, self.life, pin)",
         "return Snapshot(self.opened(), self.seq, self.life, None)",
         ("unit/test_snapshots.py::test_ranges_and_cursors_of_a_snapshot_outlive_it",),
     ),
     Sabotage(
         "cursor-does-not-share-a-transactions-pin", "4", "a range that outlives its transaction is no longer pinned",
         "write/transaction.py",
-        "return Snapshot(self.opened(), self.seq, self.life, self._pin, self._write)",
+        "return Snapshot(self.opened(), self.seq, self.life, pin, self._write)",
         "return Snapshot(self.opened(), self.seq, self.life, None, self._write)",
         ("unit/test_transactions.py::test_iterators_and_cursors_outlive_their_transaction",),
     ),

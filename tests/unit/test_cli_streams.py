@@ -228,3 +228,55 @@ def test_long_lines_make_small_batches(run: Run, path: Path, monkeypatch: pytest
     assert code == 2
     assert "the 8 lines of the batches before it" in err
     assert run("keys", path, "--count") == (0, "8\n", "")
+
+
+# ---- what is written over
+
+
+@pytest.mark.unproved
+def test_no_database_is_written_over_and_no_file_by_half(path: Path, filled: Path) -> None:
+    before, target = filled.read_bytes(), filled.with_name("target")
+    other = filled.with_name("other.mmlsm")
+    with mmlsm.open(other) as database:
+        database[b"a"] = b"1"
+    for taken in (filled, other):
+        code, out, err = shell("", "get", filled, "long", "--to", taken)
+        assert (code, out) == (2, b"")
+        assert is_one_line(err, str(taken), "database")
+    assert filled.read_bytes() == before
+    target.write_bytes(b"as it was")
+    with mmlsm.open(filled) as database:
+        database[b"large"] = bytes(3 << 20)
+        database._engine.flush()
+    assert shell("", "get", filled, "long", "--to", target)[0] == 0
+    assert target.read_bytes() == bytes(range(256)) * 400
+    data = bytearray(filled.read_bytes())
+    start = data.find(bytes(2 << 20)) + (1 << 20)
+    data[start] ^= 1
+    filled.write_bytes(data)
+    code, _, err = shell("", "get", filled, "large", "--to", target)
+    assert code == 3
+    assert is_one_line(err, "page")
+    assert target.read_bytes() == bytes(range(256)) * 400
+    assert sorted(one.name for one in path.parent.iterdir()) == ["other.mmlsm", "some.mmlsm", "target"]
+
+
+@pytest.mark.unproved
+@pytest.mark.parametrize("command", ["verify", "salvage", "map"])
+def test_who_reads_no_further_is_not_told_that_a_damaged_file_is_sound(filled: Path, command: str) -> None:
+    with mmlsm.open(filled, readonly=True) as database:
+        root = database._engine.root.manifest.levels[-1][0][0].root_page
+    data = bytearray(filled.read_bytes())
+    data[root * 4096 + 100] ^= 1
+    filled.write_bytes(data)
+    more = [filled.with_name("out")] if command == "salvage" else []
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "mmlsm", command, str(filled), *map(str, more)],
+            stdout=write, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(write)
+    assert done.returncode == 1, done.stderr

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
+import threading
 from typing import Any
 
 import hypothesis
@@ -327,3 +329,51 @@ def test_a_cursor_over_a_transaction_sees_its_writes_as_they_are_made(open_db: A
         assert cursor.item() == (b"4", b"changed")
         assert cursor.last()
         assert cursor.key == b"6"
+
+
+def test_iterating_goes_on_from_where_the_cursor_stands_and_not_from_the_start_again(open_db: Any) -> None:
+    db = open_db()
+    pairs = [(b"%02d" % i, b"%d" % i) for i in range(10)]
+    db.update(pairs)
+    with db.cursor() as cursor:
+        assert list(cursor) == pairs, "it was never placed"
+        assert list(cursor) == [], "it stands behind the last"
+        assert cursor.seek(b"07")
+        assert list(cursor) == pairs[7:]
+        assert not cursor.seek(b"zzz")
+        assert list(cursor) == []
+
+
+def test_of_two_threads_on_one_iterator_or_cursor_one_is_told(open_db: Any, effort: int) -> None:
+    db = open_db(debug=False)
+    count = 300
+    db.update({b"%04d" % i: b"" for i in range(count)})
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20 * effort):
+            given: list[bytes] = []
+            errors: list[BaseException] = []
+            iterator = iter(db.keys())
+
+            def take(iterator: Any = iterator, given: list[bytes] = given, errors: list[Any] = errors) -> None:
+                while True:
+                    try:
+                        given.append(next(iterator))
+                    except StopIteration:
+                        return
+                    except mmlsm.Error:
+                        continue
+                    except BaseException as error:
+                        errors.append(error)
+                        return
+
+            threads = [threading.Thread(target=take) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+            assert errors == []
+            assert sorted(given) == [b"%04d" % i for i in range(count)]
+    finally:
+        sys.setswitchinterval(interval)

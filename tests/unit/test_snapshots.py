@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import threading
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_ranges_and_cursors_of_a_snapshot_outlive_it(open_db: Any) -> None:
     assert list(cursor) == [(b"a", b"1"), (b"b", b"2")]
     db.compact()
     assert list(iterator) == [(b"a", b"1"), (b"b", b"2")]
+    assert cursor.first()
     assert list(cursor) == [(b"a", b"1"), (b"b", b"2")]
 
 
@@ -208,3 +210,61 @@ def test_what_is_sealed_while_a_snapshot_is_taken_is_in_it(open_db: Any, monkeyp
     snapshot = db.snapshot()
     assert snapshot.seq == db.seq
     assert dict(snapshot.items()) == dict(db.items()) == {b"a": bytes(5000), b"b": b"2"}
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "transaction"])
+def test_what_another_thread_closes_meanwhile_is_pinned_or_told_so(open_db: Any, kind: str) -> None:
+    """A cursor that was made as the handle closed shares its pin."""
+    db = open_db(auto_merge=False)
+    db.update({b"a": b"1", b"b": b"1"})
+    plain = database.Snapshot if kind == "snapshot" else database.Transaction
+
+    class Closed(plain):  # type: ignore[misc, valid-type]
+        def opened(self) -> ReadState:
+            state = super().opened()
+            self.close()
+            return state
+
+    handle = db.snapshot() if kind == "snapshot" else db.begin()
+    handle.__class__ = Closed
+    cursor = handle.cursor()
+    for number in range(4):
+        db.update({b"a": b"%d" % number, b"b": b"%d" % number})
+    assert cursor.first()
+    assert cursor.item() == (b"a", b"1")
+
+
+def test_gets_of_a_snapshot_that_another_thread_closes_are_right_or_told_so(open_db: Any, effort: int) -> None:
+    db = open_db(auto_merge=False, debug=False)
+    db[b"a"] = b"0"
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    box, stop = [db.snapshot()], threading.Event()
+    wrong: list[object] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                value = box[0].get(b"a")
+                cursor = box[0].cursor()
+                there = cursor.first()
+            except mmlsm.ClosedError:
+                continue
+            if value is None or not there:
+                wrong.append((value, there))
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        for number in range(1500 * effort):
+            box[0].close()
+            db[b"a"] = b"%d" % number
+            box[0] = db.snapshot()
+            db[b"a"] = b"%d again" % number
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+        sys.setswitchinterval(interval)
+    assert wrong == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections import Counter
@@ -15,6 +16,7 @@ import mmlsm
 from commit_rig import in_threads
 from mmlsm.file import System
 from mmlsm.settings import Settings
+from mmlsm.write.store import Store
 
 KINDS = (KeyboardInterrupt, TimeoutError, ValueError)
 METHODS = ("pwrite", "pwrite_durably", "sync", "allocate", "truncate")
@@ -201,3 +203,93 @@ def test_a_transaction_that_began_above_and_commits_at_the_recursion_limit_is_ov
         transaction.abort()
         in_threads(lambda: db.put(b"others", b"1"), timeout=20)
     assert errors > 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("step", ["first commit", "seal"])
+def test_two_strikes_leave_no_memtable_that_readers_do_not_see(
+    open_db: Any, path: Path, monkeypatch: pytest.MonkeyPatch, step: str, kind: Any
+) -> None:
+    db = open_db(memtable_bytes=1 << 20, debug=False)
+    if step == "seal":
+        db.put(b"before", bytes(500_000))
+    plain, left = Store.set_state, [2]
+    callers = ("_begin_committing", "_seal_or_go_on")
+
+    def struck(self: Store, *arguments: Any) -> None:
+        if left[0] and sys._getframe(1).f_code.co_name in callers:
+            left[0] -= 1
+            raise kind("struck")
+        plain(self, *arguments)
+
+    monkeypatch.setattr(Store, "set_state", struck)
+    with pytest.raises(kind, match="struck"):
+        db.put(b"struck", bytes(700_000))
+    assert left == [0]
+    db.put(b"k", b"1")
+    assert db[b"k"] == b"1"
+    db.close()
+    with mmlsm.open(path, readonly=True) as again:
+        assert again[b"k"] == b"1"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_strikes_of_who_waits_for_the_write_lock_leave_the_queue(
+    open_db: Any, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    db = open_db(debug=False)
+    lock = db._engine.write_lock
+    plain, left = type(lock)._leave, [1]
+
+    def leave(self: Any, me: int) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise kind("once more")
+        plain(self, me)
+
+    monkeypatch.setattr(type(lock), "_leave", leave)
+    holder = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with db.begin(write=True):
+            holder[0].set()
+            assert holder[1].wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert holder[0].wait(20)
+
+    def strike(_number: int, _frame: object) -> None:
+        raise kind("struck")
+
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(kind, match="struck"):
+            db.begin(write=True)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        holder[1].set()
+    thread.join(20)
+    assert lock.owner is None
+    in_threads(lambda: db.put(b"others", b"1"), timeout=20)
+    db.put(b"own", b"1")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_value_whose_commit_was_struck_before_its_order_gives_its_pages_back(
+    open_db: Any, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    db = open_db(debug=False)
+    db.put(b"before", b"1")
+    committer = db._engine.committer
+
+    def struck(*_: object) -> None:
+        raise kind("struck")
+
+    reserved = db._engine.allocator.counts().reserved
+    with monkeypatch.context() as patch:
+        patch.setattr(committer, "_order", struck)
+        with pytest.raises(kind, match="struck"):
+            db.put(b"large", bytes(8 << 20))
+    assert db._engine.allocator.counts().reserved == reserved

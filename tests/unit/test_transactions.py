@@ -11,6 +11,8 @@ import pytest
 
 import mmlsm
 import proof
+from mmlsm.file import System
+from mmlsm.settings import Settings
 
 
 def other_thread(work: Any) -> Any:
@@ -346,3 +348,44 @@ def test_iterators_and_cursors_outlive_their_transaction(open_db: Any, kind: str
     del items, cursor
     gc.collect()
     assert db.stats().snapshots == 0
+
+
+class Waiting(System):
+    """Durable writes wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.go, self.inside = threading.Event(), threading.Event()
+        self.go.set()
+
+    def pwrite_durably(self, *arguments: Any) -> int:
+        if not self.go.is_set():
+            self.inside.set()
+            assert self.go.wait(20)
+        return super().pwrite_durably(*arguments)
+
+
+def test_a_cursor_of_a_transaction_keeps_what_was_ordered_and_not_yet_published(path: Any) -> None:
+    """The transaction sees a commit that still waits for its sync, and pins that and not the one before."""
+    system = Waiting()
+    db = mmlsm.Database(path, Settings(durability="full"), system)
+    db.update({b"a": b"0", b"k": b"0"})
+    system.go.clear()
+    first = threading.Thread(target=db.put, args=(b"k", b"ordered"))
+    first.start()
+    assert system.inside.wait(20)
+    transaction = db.begin(write=True)
+    assert transaction[b"k"] == b"ordered"
+    cursor, items = transaction.cursor(), iter(transaction.items())
+    assert next(items) == (b"a", b"0")
+    transaction.abort()
+    system.go.set()
+    first.join(20)
+    for number in range(5):
+        db.put(b"k", b"%d" % number)
+    assert cursor.seek(b"k")
+    assert cursor.value == b"ordered"
+    assert list(items) == [(b"k", b"ordered")]
+    with db.snapshot() as snapshot:  # it is older than the pin of a transaction may be
+        db.put(b"k", b"last")
+        assert snapshot[b"k"] == b"4"
+    db.close()

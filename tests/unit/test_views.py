@@ -304,3 +304,39 @@ def test_an_extent_in_the_place_of_another_of_its_length_is_corruption(path: Pat
         for key in (b"a", b"b"):
             with pytest.raises(CorruptionError):
                 db.get(key)
+
+
+@pytest.mark.parametrize("durability", ["off", "group", "full"])
+def test_views_of_a_life_that_was_cut_off_stay_right_though_its_log_does_not_name_them(
+    path: Path, durability: Any
+) -> None:
+    """Through the lives of three writers, of which the second commits nothing."""
+    db = mmlsm.open(path, durability=durability)
+    db.put(b"a", b"x" * 3000)
+    db.sync()
+    big = filled(3 << 20)
+    db.put(b"big", big)
+    view = db.get_view(b"big")
+    engine = db._engine
+    engine.abandon()
+    engine.writer.wait_until_over()
+    engine.merger.wait_until_over()
+    del db, engine
+    gc.collect()
+    mmlsm.open(path).close()
+    for _ in range(2):
+        with mmlsm.open(path) as db:
+            assert db._engine.file.pins_elsewhere()
+            assert (b"big" in db) == (durability != "off")
+            for i in range(4):
+                db.put(b"new %d" % i, bytes(1 << 20))
+            assert view == big
+            proof.prove(db)
+    pages = path.stat().st_size // 4096
+    del view
+    gc.collect()
+    with mmlsm.open(path) as db:
+        db.compact()
+        proof.prove(db)
+        assert db.stats().space.retired == 0
+    assert path.stat().st_size // 4096 < pages

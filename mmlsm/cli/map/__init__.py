@@ -14,14 +14,13 @@ from typing import Any
 
 import mmlsm
 from mmlsm import limits
-from mmlsm.cli import arguments
+from mmlsm.cli import arguments, streams
 from mmlsm.cli.arguments import EXIT_NO, EXIT_OK, Commands, UsageError
 from mmlsm.cli.map import cells, drawing, page
 from mmlsm.cli.output import Output
 from mmlsm.cli.pages_by_owner import Layout, Pages, layout_of, layout_of_damaged, places, walk
 from mmlsm.errors import CorruptionError
 from mmlsm.file import open_file
-from mmlsm.format.superblock import MAGIC
 
 PAGE = limits.PAGE_BYTES
 FORMS = (".html", ".svg")
@@ -58,9 +57,11 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         name = str(args.file)
         picture = drawing.svg(pages, name) if form_of(args.output) == ".svg" else page.html(pages, name, segments)
-        args.output.write_text(picture, encoding="utf-8")
+        with streams.written_whole(args.output) as target:
+            target.write(picture.encode())
+    args.code = EXIT_NO if pages.problems else EXIT_OK
     show(pages, args, output)
-    return EXIT_NO if pages.problems else EXIT_OK
+    return int(args.code)
 
 
 def form_of(target: Path) -> str:
@@ -72,14 +73,7 @@ def refuse(target: Path, database: str) -> None:
     """UsageError where no picture can go to this name."""
     if form_of(target) not in FORMS:
         raise UsageError(f"{target}: the picture's name must end with .html or .svg")
-    if not target.exists():
-        return
-    if Path(database).exists() and target.samefile(database):
-        raise UsageError(f"{target} is the database itself")
-    if target.is_file():
-        with target.open("rb") as file:
-            if file.read(len(MAGIC)) == MAGIC:
-                raise UsageError(f"{target} is a database, and is not overwritten")
+    streams.refuse_database(target, database)
 
 
 def look(layout: Layout, tell: Any, output: Output) -> tuple[Pages, list[page.Listed]]:
