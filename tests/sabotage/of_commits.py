@@ -58,6 +58,13 @@ PLANTED = (
         ("unit/test_interrupted.py::test_a_commit_of_large_values_struck_at_any_step_gives_nothing_away",),
     ),
     Sabotage(
+        "memtable-that-nobody-sees", "1 5", "an exception of a signal's handler leaves a memtable that readers do not see",
+        "engine.py",
+        "                    with Headroom(struck):\n                        self._seal_or_go_on()\n",
+        "                    if isinstance(error, KeyboardInterrupt):\n                        self._seal_or_go_on()\n",
+        ("unit/test_struck.py::test_two_strikes_leave_no_memtable_that_readers_do_not_see",),
+    ),
+    Sabotage(
         "leader-leaves-with-the-lead", "5", "Ctrl-C in the thread that leads keeps all others waiting",
         "write/commit.py",
         """            if self._leader is ticket:
@@ -113,8 +120,8 @@ PLANTED = (
     Sabotage(
         "trimmed-under-a-reader", "4", "get() does not look whether what it should see was unlinked meanwhile",
         "read/reader.py",
-        "            if self.floating and table.trimmed > seq:\n",
-        "            if False:\n",
+        "                if table.trimmed > seq:\n",
+        "                if False:\n",
         ("unit/test_snapshots.py::test_a_get_whose_version_is_trimmed_under_it_reads_again",),
     ),
     Sabotage(

@@ -55,6 +55,30 @@ PLANTED = (
         ("unit/test_snapshots.py::test_ranges_and_cursors_of_a_snapshot_outlive_it",),
     ),
     Sabotage(
+        "transaction-pins-what-was-published", "4", "a write transaction sees what is ordered, and pins what was before",
+        "database.py",
+        "SeqPin(engine.pins, 0 if committer is None else committer.last_seq)",
+        "SeqPin(engine.pins)",
+        ("unit/test_transactions.py::test_a_cursor_of_a_transaction_keeps_what_was_ordered_and_not_yet_published",),
+    ),
+    Sabotage(
+        "pin-read-after-its-state", "4", "a cursor that is made as another thread closes its snapshot pins nothing",
+        "read/snapshot.py",
+        "        pin = self._pin  # before",
+        "        self.opened()\n        pin = self._pin  # before",
+        ("unit/test_snapshots.py::test_what_another_thread_closes_meanwhile_is_pinned_or_told_so",),
+    ),
+    Sabotage(
+        "views-of-what-no-log-names-forgotten", "6 10", "a writer gives away what views of a life that was cut off show",
+        "engine.py",
+        "            retired = (*retired, *maybe_seen(root, replay, retired, file.pages))\n",
+        "            pass\n",
+        (
+            "unit/test_views.py::"
+            "test_views_of_a_life_that_was_cut_off_stay_right_though_its_log_does_not_name_them",
+        ),
+    ),
+    Sabotage(
         "cursor-does-not-share-a-transactions-pin", "4", "a range that outlives its transaction is no longer pinned",
         "write/transaction.py",
         "return Snapshot(self.opened(), self.seq, self.life, pin, self._write)",

@@ -110,6 +110,13 @@ PLANTED = (
         (DAMAGED_FILES,),
     ),
     Sabotage(
+        "filter-proved-once", "9", "with verify=always a filter that was damaged since is believed",
+        "read/segment.py",
+        "            self.filter_ready = not self.verify_always\n",
+        "            self.filter_ready = True\n",
+        ("unit/test_verify_always.py::test_with_always_a_filter_and_what_is_viewed_is_proved_each_time",),
+    ),
+    Sabotage(
         "verify-skips-the-log", "9", "verify() of a database that is written to finds no damage in its log",
         "check.py",
         "            report.problems.append(problem)\n            return\n",
