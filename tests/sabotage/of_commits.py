@@ -58,7 +58,7 @@ PLANTED = (
         ("unit/test_interrupted.py::test_a_commit_of_large_values_struck_at_any_step_gives_nothing_away",),
     ),
     Sabotage(
-        "memtable-that-nobody-sees", "1 5", "an exception of a signal's handler leaves a memtable that readers do not see",
+        "memtable-that-nobody-sees", "1 5", "a handler's exception leaves a memtable that nobody reads",
         "engine.py",
         "                    with Headroom(struck):\n                        self._seal_or_go_on()\n",
         "                    if isinstance(error, KeyboardInterrupt):\n                        self._seal_or_go_on()\n",

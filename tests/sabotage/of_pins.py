@@ -55,7 +55,7 @@ PLANTED = (
         ("unit/test_snapshots.py::test_ranges_and_cursors_of_a_snapshot_outlive_it",),
     ),
     Sabotage(
-        "transaction-pins-what-was-published", "4", "a write transaction sees what is ordered, and pins what was before",
+        "transaction-pins-what-was-published", "4", "a transaction sees what is ordered and pins what was before",
         "database.py",
         "SeqPin(engine.pins, 0 if committer is None else committer.last_seq)",
         "SeqPin(engine.pins)",
@@ -69,7 +69,7 @@ PLANTED = (
         ("unit/test_snapshots.py::test_what_another_thread_closes_meanwhile_is_pinned_or_told_so",),
     ),
     Sabotage(
-        "views-of-what-no-log-names-forgotten", "6 10", "a writer gives away what views of a life that was cut off show",
+        "views-of-what-no-log-names-forgotten", "6 10", "what views of a life that was cut off show is given away",
         "engine.py",
         "            retired = (*retired, *maybe_seen(root, replay, retired, file.pages))\n",
         "            pass\n",
