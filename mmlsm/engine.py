@@ -221,8 +221,8 @@ class Engine:
                     tables, version = (committer.memtable, *store.state.tables), store.state.version
                     try:
                         store.set_state(tables, version)
-                    except BaseException as error:  # as in `_seal`
-                        struck, tries = error, 0
+                    except BaseException:  # as in `_seal`
+                        struck, tries = None, 0
                         while tries < TRIES_MOST:
                             try:
                                 with Headroom(struck):
@@ -311,8 +311,8 @@ class Engine:
         """The memtable has reached its bound: go on with a new one. REQUIRES the order lock."""
         try:
             self._seal_or_go_on()
-        except BaseException as error:  # no strike may leave a memtable that takes commits and that readers do not see
-            struck, tries = error, 0
+        except BaseException:  # no strike may leave a memtable that takes commits and that readers do not see
+            struck, tries = None, 0
             while tries < TRIES_MOST:
                 try:
                     with Headroom(struck):

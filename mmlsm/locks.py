@@ -172,9 +172,9 @@ class FairLock:
             if given and self.owner != me:
                 self._check()
             return given or not self._left(gate, me)
-        except BaseException as error:
+        except BaseException:
             # Ctrl-C can come at any step above: before the queue, in it, or just after the lock was given (I2).
-            struck, tries = error, 0
+            struck, tries = None, 0
             while tries < TRIES_MOST:
                 try:
                     with Headroom(struck):

@@ -203,12 +203,10 @@ def maybe_seen(
     was in its memory alone, and where that was, nobody knows (R13)."""
     if root.superblock.clean:
         return ()
-    used = extents_in_use(root, replay, retired)
-    used.resize(max(pages, used.pages))
     found, end = [], 0
-    for first, count in (*used.extents(), Extent(used.pages, 0)):
-        if first > end:
-            found.append((end, first - end))
+    for first, count in (*extents_in_use(root, replay, retired).extents(), Extent(pages, 0)):
+        if min(first, pages) > end:
+            found.append((end, min(first, pages) - end))
         end = first + count
     return (Retirement(0, root.manifest.install, tuple(found)),) if found else ()
 

@@ -279,6 +279,7 @@ def test_a_lock_that_ends_just_when_the_time_is_out_is_told_of() -> None:
         in_threads(ask, timeout=20)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # strikes in finalisers are only told
 def test_an_end_that_is_struck_anywhere_and_done_again_leaves_nobody_waiting() -> None:
     lock = FairLock()
     told: list[bool] = []
