@@ -55,7 +55,7 @@ PLANTED = (
         ("unit/test_snapshots.py::test_ranges_and_cursors_of_a_snapshot_outlive_it",),
     ),
     Sabotage(
-        "transaction-pins-what-was-published", "4", "a transaction sees what is ordered and pins what was before",
+        "transaction-misses-what-is-ordered", "4 5", "a write transaction sees what is published, not what is ordered",
         "database.py",
         "SeqPin(engine.pins, 0 if committer is None else committer.last_seq)",
         "SeqPin(engine.pins)",

@@ -373,12 +373,14 @@ def test_a_cursor_of_a_transaction_keeps_what_was_ordered_and_not_yet_published(
     first = threading.Thread(target=db.put, args=(b"k", b"ordered"))
     first.start()
     assert system.inside.wait(20)
-    transaction = db.begin(write=True)
-    assert transaction[b"k"] == b"ordered"
-    cursor, items = transaction.cursor(), iter(transaction.items())
-    assert next(items) == (b"a", b"0")
-    transaction.abort()
-    system.go.set()
+    try:
+        transaction = db.begin(write=True)
+        assert transaction[b"k"] == b"ordered"
+        cursor, items = transaction.cursor(), iter(transaction.items())
+        assert next(items) == (b"a", b"0")
+        transaction.abort()
+    finally:
+        system.go.set()
     first.join(20)
     for number in range(5):
         db.put(b"k", b"%d" % number)
