@@ -126,8 +126,11 @@ def leave_clean(engine: Engine) -> None:
     if committer is not None:
         if any(table.entry_count for table in (committer.memtable, *store.state.tables)):
             raise Error("commits are left that no flush has seen: they are in the log, open the database again")
+        seq = committer.last_seq
+        if not set(engine.reclaimer.pending()) <= set(store.manifest.retired):
+            # What views of a life before may show is to be known to the next (R13).
+            store.install(engine.channel, Edit(lambda levels, _: levels, log=NO_LOG, seq=seq, clean=True))
         with store.install_lock:
-            seq = committer.last_seq
             store.write_superblock(engine.channel, clean=True, log=NO_LOG, seq=seq, seq_ceiling=seq)
     elif not store.superblock.clean and store.superblock.log.page == 0 and not engine.file.pins_elsewhere():
         with store.install_lock:

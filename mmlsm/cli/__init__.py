@@ -42,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             args = grammar().parse_args(argv)
-            args.code = EXIT_OK
-            args.code = code = int(args.run(args))
+            args.code = EXIT_OK  # a command that knows better before it prints says so here
+            args.code = int(args.run(args))
         except SystemExit:  # --help, which is to be printed too, or wrong arguments
             sys.stdout.flush()
             raise
         sys.stdout.flush()
-        return code
+        return int(args.code)
     except BrokenPipeError:  # who reads has enough; what was found stands all the same
         streams.forget_output()
         return int(args.code)

@@ -82,6 +82,8 @@ def written_whole(target: Path) -> Iterator[BinaryIO]:
     try:
         with part.open("xb") as file:
             yield file
+        if target.exists():
+            part.chmod(target.stat().st_mode & 0o7777)
         part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)

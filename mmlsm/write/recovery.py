@@ -92,10 +92,13 @@ def read_all(file: File) -> tuple[Root, Replay]:
 
 def log_has_ended(file: File, root: Root) -> bool:
     """Whether the log that a reader found is no more. While its writer lives it only loses its beginning, and while
-    there is a reader nobody writes there (R13)."""
+    there is a reader nobody writes there (R13). Where both superblocks are damaged by now, nobody says so."""
     if not (file.readonly and root.superblock.log.page):
         return False
-    now, _ = newest(file.pread(0, PAGE), file.pread(PAGE, PAGE))
+    try:
+        now, _ = newest(file.pread(0, PAGE), file.pread(PAGE, PAGE))
+    except (CorruptionError, FormatError):
+        return False
     return now.log.epoch != root.superblock.log.epoch
 
 

@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -193,13 +194,8 @@ def test_values_written_while_another_thread_closes_leave_a_sound_file(path: Pat
         assert again.verify().ok
 
 
-def test_a_commit_that_waits_while_another_thread_closes_is_refused(path: Path) -> None:
-    """What is committed once close() has flushed would be lost without a word."""
-    db = mmlsm.open(path, durability="off")
-    db[b"before"] = b"1"
-    waiting = threading.Event()
-    slow_down = db._engine.pressure.slow_down
-    db._engine.pressure.slow_down = lambda: (slow_down(), waiting.set())[0]  # type: ignore[method-assign]
+def refused_when_closed(db: mmlsm.Database, begun: threading.Event, go_on: Callable[[], object]) -> None:
+    """A commit of another thread that has `begun` as `db` is closed, and goes on then: refused, and not there."""
     errors: list[BaseException] = []
 
     def put() -> None:
@@ -208,17 +204,27 @@ def test_a_commit_that_waits_while_another_thread_closes_is_refused(path: Path) 
         except BaseException as error:
             errors.append(error)
 
-    lock = db._engine.write_lock
-    lock.acquire()
     late = threading.Thread(target=put)
     late.start()
-    assert waiting.wait(20)
+    assert begun.wait(20)
     db.close()
-    lock.release()
+    go_on()
     late.join(20)
-    with mmlsm.open(path, readonly=True) as again:
+    with mmlsm.open(db.path, readonly=True) as again:
         assert dict(again.items()) == {b"before": b"1"}
     assert [type(error) for error in errors] == [mmlsm.ClosedError]
+
+
+def test_a_commit_that_waits_while_another_thread_closes_is_refused(path: Path) -> None:
+    """What is committed once close() has flushed would be lost without a word."""
+    db = mmlsm.open(path, durability="off")
+    db[b"before"] = b"1"
+    waiting = threading.Event()
+    slow_down = db._engine.pressure.slow_down
+    db._engine.pressure.slow_down = lambda: (slow_down(), waiting.set())[0]  # type: ignore[method-assign]
+    lock = db._engine.write_lock
+    lock.acquire()
+    refused_when_closed(db, waiting, lock.release)
 
 
 def test_a_commit_about_to_be_ordered_while_another_thread_closes_is_refused(path: Path) -> None:
@@ -235,23 +241,7 @@ def test_a_commit_about_to_be_ordered_while_another_thread_closes_is_refused(pat
         return order(*arguments)
 
     committer._order = order_when_closed  # type: ignore[method-assign]
-    errors: list[BaseException] = []
-
-    def put() -> None:
-        try:
-            db[b"late"] = b"2"
-        except BaseException as error:
-            errors.append(error)
-
-    late = threading.Thread(target=put)
-    late.start()
-    assert about_to.wait(20)
-    db.close()
-    closed.set()
-    late.join(20)
-    with mmlsm.open(path, readonly=True) as again:
-        assert dict(again.items()) == {b"before": b"1"}
-    assert [type(error) for error in errors] == [mmlsm.ClosedError]
+    refused_when_closed(db, about_to, closed.set)
 
 
 def test_what_group_commits_wrote_is_synced_though_flushes_fail(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
