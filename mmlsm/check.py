@@ -8,7 +8,8 @@ file for writing puts it right. While a file is open for writing it is a problem
 
 I1. header + log + manifest + bitmap + live + retired + reserved + free = the file's pages, each once (R16).
 I2. Keys ascend strictly through all leaves of a run, and stand between the separators above them.
-I3. Entries, tombstones and flags are what the parents, the page headers and the manifest say.
+I3. Entries, tombstones, data bytes and overflow flags are what the parents, the page headers and the manifest say; no
+    page was born after the last install, and no filter lacks a key.
 I4. Damage is told once: what cannot be counted because of it is not told as well.
 I5. It ends: no node is walked into twice, whoever else refers to it.
 """
@@ -26,7 +27,8 @@ from mmlsm.format import superblock as superblocks
 from mmlsm.format.checksum import checksum
 from mmlsm.format.manifest import Manifest, Reference, SegmentRecord
 from mmlsm.format.superblock import Superblock
-from mmlsm.read.pages import Pages, read_chunks, read_payload
+from mmlsm.read.pages import read_chunks, read_payload
+from mmlsm.read.segment import Segment
 from mmlsm.space.bitmap import Bitmap
 from mmlsm.write.log_end import cut_off
 from mmlsm.write.log_scan import scan_log
@@ -105,7 +107,9 @@ class Checker:
         self.owned = Bitmap(max(layout.pages, layout.used.pages))
         self.total = sum(record.entries for record in layout.manifest.segments())
         self.last_key: bytes | None = None
-        self.node_pages = 0
+        self.data_bytes = 0
+        self.filtered = False
+        """Whether the segment that is proved has a sound filter."""
         self.file_pages = 0
         """When we last asked, which is a system call."""
         self.hidden = 0
@@ -165,35 +169,44 @@ class Checker:
 
     def segment(self, record: SegmentRecord) -> int:
         """Prove one segment; its pages."""
-        pages = Pages(self.file, self.file.whole_window(), "first-read", record.id)
-        before = (self.report.entries, self.report.tombstones)
-        hidden = self.hidden
+        pages = Segment(self.file, record, "first-read")
+        owned, self.filtered = 0, False
+        if record.filter is not None:
+            self.claim([(record.filter.page, record.filter.pages)], f"the filter of segment {record.id}")
+            self.filtered = self.value(record.filter, f"the filter of segment {record.id}")
+            owned += record.filter.pages
+        before = (self.report.entries, self.report.tombstones, self.data_bytes)
+        hidden, extents = self.hidden, self.report.overflow_extents
         root = (record.root_page, record.root_pages, record.root_sum)
         self.report.segments += 1
-        self.node_pages = record.leaf_pages
-        owned = self.node(pages, root, record.height, record.first_key, None)
-        if record.filter is not None:
-            owned += self.extent(record.filter, f"the filter of segment {record.id}")
-            self.report.overflow_extents -= 1
+        owned += self.node(pages, root, record.height, record.first_key, None)
         if self.hidden > hidden:
             return owned
-        entries, tombstones = self.report.entries - before[0], self.report.tombstones - before[1]
-        if (entries, tombstones) != (record.entries, record.tombstones):
+        counted = (self.report.entries, self.report.tombstones, self.data_bytes)
+        entries, tombstones, data_bytes = (now - then for now, then in zip(counted, before, strict=True))
+        if (entries, tombstones, data_bytes) != (record.entries, record.tombstones, record.data_bytes):
             self.problem(
-                f"segment {record.id} has {entries} entries and {tombstones} tombstones, its record says "
-                f"{record.entries} and {record.tombstones}"
+                f"segment {record.id} has {entries} entries, {tombstones} tombstones and {data_bytes} bytes of data, "
+                f"its record says {record.entries}, {record.tombstones} and {record.data_bytes}"
             )
+        self.flag(record.overflow, extents, f"segment {record.id}: its record")
         if self.last_key is not None and self.last_key != record.last_key:
             self.problem(f"segment {record.id} ends with another key than its record says")
         if owned != record.pages:
             self.problem(f"segment {record.id} owns {owned} pages, its record says {record.pages}")
         return owned
 
-    def node(self, pages: Pages, node: Node, height: int, low: bytes, high: bytes | None) -> int:
+    def flag(self, says: bool, extents: int, whose: str) -> None:
+        """What says whether there are overflow extents below must be right; there were `extents` before."""
+        if says != (self.report.overflow_extents > extents):
+            self.problem(f"{whose} is wrong about whether there are overflow extents below it")
+
+    def node(self, pages: Segment, node: Node, height: int, low: bytes, high: bytes | None) -> int:
         """Prove a node and all below it, whose keys must be in low <= key < high; its pages and theirs."""
         number, count, _ = node
-        if count > self.node_pages:
-            self.problem(f"page {number}: a node of {count} pages, where its segment's have {self.node_pages} at most")
+        most = pages.record.leaf_pages
+        if count > most:
+            self.problem(f"page {number}: a node of {count} pages, where its segment's have {most} at most")
         known = number + count <= self.owned.pages and self.owned.all_set(number, count)
         self.claim([(number, count)], f"segment {pages.segment_id}")
         if known:
@@ -209,11 +222,18 @@ class Checker:
             self.hidden += 1
             self.problem(f"{without_advice(error)}, in segment {pages.segment_id}")
             return count
+        if pages.birth_of(number) > self.layout.manifest.install:
+            self.problem(f"page {number}: born with an install that is still to come, {pages.birth_of(number)}")
+        hidden, extents = self.hidden, self.report.overflow_extents
         if height:
-            return count + self.parent(pages, node, height, low, high)
-        return count + self.leaf(pages, node, low, high)
+            owned = self.parent(pages, node, height, low, high)
+        else:
+            owned = self.leaf(pages, node, low, high)
+        if self.hidden == hidden:
+            self.flag(pages.overflow_of(number), extents, f"page {number}: the header")
+        return count + owned
 
-    def parent(self, pages: Pages, node: Node, height: int, low: bytes, high: bytes | None) -> int:
+    def parent(self, pages: Segment, node: Node, height: int, low: bytes, high: bytes | None) -> int:
         """Prove a parent's separators and children."""
         self.report.parents += 1
         children = parent.children_of(pages.window, node[0])
@@ -222,30 +242,38 @@ class Checker:
             bounds.append(self.whole_key(inline, reference, pages)[:whole])
         bounds.append(high)
         owned = 0
-        for i, (_, _, _, first, count, total, entries, _) in enumerate(children):
+        for i, (_, _, _, first, count, total, entries, overflow) in enumerate(children):
             below, above = bounds[i], bounds[i + 1]
             assert below is not None
             if above is not None and not below < above:
                 self.problem(f"page {node[0]}: separators {i} and {i + 1} are out of order")
-            before, hidden = self.report.entries, self.hidden
+            before, hidden, extents = self.report.entries, self.hidden, self.report.overflow_extents
             owned += self.node(pages, (first, count, total), height - 1, below, above)
-            if self.report.entries - before != entries and self.hidden == hidden:
+            if self.hidden > hidden:
+                continue
+            if self.report.entries - before != entries:
                 self.problem(f"page {node[0]}: child {i} has {self.report.entries - before} entries, not {entries}")
+            self.flag(overflow, extents, f"page {node[0]}: the flag of child {i}")
         return owned
 
-    def leaf(self, pages: Pages, node: Node, low: bytes, high: bytes | None) -> int:
+    def leaf(self, pages: Segment, node: Node, low: bytes, high: bytes | None) -> int:
         """Prove a leaf's keys and the extents that it refers to."""
         entries = leaf.entries_of(pages.window, node[0])
         report = self.report
         whose = f"page {node[0]}, segment {pages.segment_id}"
         report.leaves += 1
         report.entries += len(entries)
-        owned = 0
+        owned, tombstones = 0, report.tombstones
         for inline, kind, reference, value in entries:
-            key = inline
+            key, key_bytes, filtered = inline, len(inline), self.filtered
             if kind & page.KEY_OVERFLOW:
-                owned += self.extent(Reference.unpack(reference), f"a key of {whose}")
-                key = self.whole_key(inline, reference, pages)
+                whole = Reference.unpack(reference)
+                sound = self.extent(whole, f"a key of {whose}")
+                owned += whole.pages
+                key, key_bytes, filtered = self.whole_key(inline, reference, pages), whole.length, filtered and sound
+            if filtered and pages.filter_lacks(key):
+                self.problem(f"page {node[0]}: the filter of segment {pages.segment_id} lacks key {key[:40]!r}")
+            self.data_bytes += key_bytes + len(value)
             if self.last_key is not None and key <= self.last_key:
                 self.problem(f"page {node[0]}: key {key[:40]!r} is not above the one before")
             if key < low or (high is not None and key >= high):
@@ -254,12 +282,16 @@ class Checker:
             if kind & 15 == page.TOMBSTONE:
                 report.tombstones += 1
             elif kind & 15 == page.OVERFLOW:
-                owned += self.extent(Reference.unpack(value), f"a value of {whose}")
+                extent = Reference.unpack(value)
+                self.extent(extent, f"a value of {whose}")
+                owned += extent.pages
+        if report.tombstones - tombstones != pages.tombstones_of(node[0]):
+            self.problem(f"page {node[0]}: {report.tombstones - tombstones} tombstones, not as many as the header says")
         if self.progress is not None:
             self.progress(report.entries, max(self.total, report.entries))
         return owned
 
-    def whole_key(self, inline: bytes, reference: bytes, pages: Pages) -> bytes:
+    def whole_key(self, inline: bytes, reference: bytes, pages: Segment) -> bytes:
         """A key or separator with what an extent holds of it; the inline part where that is damaged (noted there)."""
         if not reference:
             return inline
@@ -271,20 +303,21 @@ class Checker:
             self.problem(f"page {Reference.unpack(reference).page}: the key there is not the one that refers to it")
         return key
 
-    def extent(self, reference: Reference, whose: str) -> int:
-        """Prove an overflow extent; its pages."""
+    def extent(self, reference: Reference, whose: str) -> bool:
+        """Prove an overflow extent, and that it has no other owner; whether what it holds is sound."""
         self.report.overflow_extents += 1
         self.claim([(reference.page, reference.pages)], whose)
-        self.value(reference, whose)
-        return reference.pages
+        return self.value(reference, whose)
 
-    def value(self, reference: Reference, whose: str) -> None:
-        """Prove what an overflow extent holds."""
+    def value(self, reference: Reference, whose: str) -> bool:
+        """Prove what an overflow extent holds; whether it is sound."""
         try:
             for _ in read_chunks(self.file, reference, 0, reference.length):
                 pass
         except (CorruptionError, StorageError) as error:
             self.problem(f"{without_advice(error)}, {whose}")
+            return False
+        return True
 
 
 def check_file(file: File, layout: Layout, progress: Callable[[int, int], object] | None = None) -> Report:

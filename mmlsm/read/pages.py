@@ -121,6 +121,10 @@ class Pages:
         """Tombstones in the proved leaf at `page`."""
         return load32(self.window.m8, (page << 12) + 20) & 0xFFFF
 
+    def overflow_of(self, page: int64_t) -> bool:
+        """Whether the header of the proved node at `page` says that there are overflow extents below."""
+        return (load32(self.window.m8, (page << 12) + 20) >> 16 & 1) != 0
+
     def count_of(self, page: int64_t) -> int:
         """Entries of the proved leaf at `page`, or children of a parent."""
         return self.window.m16[(page << 11) + 2]

@@ -168,6 +168,12 @@ class Segment(Pages):
         """Whether there is an entry of this key, a tombstone or not: by fences, then filter, then search."""
         return self.may_hold(key, len(key), key_hash(key, len(key))) and self.find(key, len(key)) != ABSENT
 
+    def filter_lacks(self, key: bytes) -> bool:
+        """Whether the filter, which was proved, rules the key out."""
+        if self.filter_blocks == 0:
+            return False
+        return not filter_holds(self.window.m8, self.filter_at, self.filter_blocks, key_hash(key, len(key)))
+
     def first_at_or_above(self, page: int64_t, key: bytes) -> int:
         """Of the proved leaf at `page`, the index of the first entry that is not below `key`."""
         result: int64_t

@@ -16,6 +16,7 @@ import mmlsm
 from campaign import Campaign
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.settings import Settings
+from rig.damage.anatomy import Anatomy, Region
 from rig.damage.worn import Original, Summed
 
 pytestmark = pytest.mark.unproved
@@ -75,6 +76,56 @@ def test_each_flipped_byte_under_a_sum_is_found(original: Original, tidy: Origin
         prove_found(one.flipped(at, chance.randrange(1, 256)), part.kind, at)
         found[part.kind] += 1
     campaign.report(flips=sum(found.values()), **found)
+
+
+def behind_right_sums(one: Original, at: int, data: bytes, region: Region, anatomy: Anatomy) -> Path:
+    """The file with these bytes there, and all sums as if it had been written so."""
+    image = bytearray(one.image)
+    image[at : at + len(data)] = data
+    anatomy.seal(image, [region])
+    one.path.write_bytes(image)
+    return one.path
+
+
+def mask_of(name: str, within: int) -> int:
+    """Bits to turn in a field of this name, so many bytes into its region, which no proof may pass by; 0 for others."""
+    if name == "parent.flags":
+        return 1 if within == 22 else 8
+    return {"leaf.flags": 1, "leaf.a": 1, "leaf.birth": 1 << 40, "parent.birth": 1 << 40, "segment.flags": 1,
+            "segment.data_bytes": 1, "segment.entries": 1, "segment.tombstones": 1, "segment.pages": 1,
+            "parent.entries": 1}.get(name, 0)  # fmt: skip
+
+
+def test_what_is_said_of_nodes_below_is_proved(original: Original, tidy: Original) -> None:
+    """Flags, births and counts in headers, in parents and in the manifest: wrong ones behind right sums."""
+    tried: Counter[str] = Counter()
+    for one in (original, tidy):
+        anatomy = Anatomy(one.image)
+        for field in anatomy.fields:
+            at, region = field.places[0]
+            mask = mask_of(field.name, at - region.start)
+            if not mask or tried[field.name] == 40:
+                continue
+            changed = (anatomy.number(at, field.width) ^ mask).to_bytes(field.width, "little")
+            report = verified(behind_right_sums(one, at, changed, region, anatomy))
+            assert report.problems, (field.name, at)
+            tried[field.name] += 1
+    assert len(tried) == 11, tried
+    assert min(tried.values()) > 0
+
+
+def test_a_filter_that_lacks_keys_is_found(original: Original) -> None:
+    anatomy = Anatomy(original.image)
+    filters = [region for region in anatomy.regions if region.kind == "filter"]
+    assert filters
+    for region in filters:
+        path = behind_right_sums(original, region.start, bytes(region.length), region, anatomy)
+        report = verified(path)
+        assert {problem.partition(": ")[2].partition(" lacks")[0] for problem in report.problems} == {
+            f"the filter of segment {region.owner}"
+        }
+        segment = next(record for record in original.manifest.segments() if record.id == region.owner)
+        assert len(report.problems) == segment.entries
 
 
 def test_every_damage_is_told_once_though_there_are_many(original: Original) -> None:
