@@ -19,6 +19,7 @@ import contextlib
 import errno
 import mmap
 import os
+import select
 import stat
 import struct
 import sys
@@ -28,13 +29,14 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from mmlsm.channel import UNSUPPORTED, Channel, refused, write_all
-from mmlsm.descriptor import Descriptor, no_fork
+from mmlsm.descriptor import Descriptor
 from mmlsm.errors import Error, StorageError
+from mmlsm.forks import Forks
 from mmlsm.handle import DiskFile, File, MemoryFile, after_fork_in_child
 from mmlsm.limits import HEADER_PAGES, PAGE_BYTES
 
-__all__ = ["SYSTEM", "Channel", "File", "PinnedMap", "System", "directory_sync", "name_of", "open_file", "open_memory",
-           "place_of"]  # fmt: skip
+__all__ = ["FORKS", "SYSTEM", "Channel", "File", "PinnedMap", "System", "directory_sync", "name_of", "open_file",
+           "open_memory", "place_of"]  # fmt: skip
 
 try:
     import fcntl
@@ -192,9 +194,24 @@ def check_platform() -> None:
         )
 
 
+def _is_over(fd: int) -> bool:
+    """Whether the other end of a pipe, into which nobody writes, is closed."""
+    asked = select.poll()
+    asked.register(fd, 0)
+    return asked.poll(0) == [(fd, select.POLLHUP)]
+
+
+FORKS: Final = Forks(os.pipe, _is_over, os.close)
+
+
+def _forked() -> None:
+    FORKS.in_child()
+    after_fork_in_child()
+
+
 if hasattr(os, "register_at_fork"):
     # A fork waits while a lock's descriptor is between its opening and our note of it.
-    os.register_at_fork(before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=after_fork_in_child)
+    os.register_at_fork(before=FORKS.before, after_in_parent=FORKS.in_parent, after_in_child=_forked)
 
 
 # ---- opening
@@ -254,6 +271,7 @@ def open_file(
     that was there already: what it raises refuses the file, which is then left untouched.
     """
     check_platform()
+    FORKS.let_go()
     shown = place_of(path)
     image = first_image if create and not readonly else None
     try:

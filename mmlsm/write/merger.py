@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mmlsm.errors import Error, ReadOnlyError
+from mmlsm.file import FORKS
 from mmlsm.format.manifest import SegmentRecord
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.locks import new_lock
@@ -383,6 +384,7 @@ class Merger(Worker):
         """Free what no pinned version sees, tear down segments that are gone, cut the file's free tail off."""
         store = self.store
         self.reclaimed_at = time.monotonic()
+        FORKS.let_go()
         for entry in list(store.versions.values()):
             if entry() is None:  # told already, or not for want of memory
                 self.unpin(entry)

@@ -21,7 +21,7 @@ import pytest
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "limits", "settings", "headroom", "latch", "locks", "register"),
     ("memory",),
-    ("descriptor", "channel", "handle", "file"),
+    ("descriptor", "channel", "handle", "forks", "file"),
     ("format",),
     ("space", "read"),  # apart
     ("write",),
