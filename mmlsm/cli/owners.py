@@ -95,7 +95,7 @@ def _of_segment(engine: Engine, record: SegmentRecord, number: int) -> Owner | N
                     text = f"{whose}: a value or key of {reference.length:,} bytes, named by page {node[0]}"
                     return Owner("extent", text, reference.page, reference.pages, reference.sum)
             below += children
-        nodes = below
+        nodes = list(dict.fromkeys(below))  # damaged parents may name one many times
     return None
 
 

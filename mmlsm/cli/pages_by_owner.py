@@ -254,13 +254,18 @@ def nodes_of(
 ) -> Iterator[tuple[int, int, int, list[Reference]]]:
     """(page, pages, height, extents that it refers to) of each node of a segment, parents before what is below.
 
-    Without `extents` no leaf is read. What hides nodes is told to `problem`.
+    Without `extents` no leaf is read. What hides nodes is told to `problem`; no node is met twice.
     """
     root = record.root_page, record.root_pages, record.root_sum
     pages = reading.Pages(file, file.whole_window(), "first-read", record.id)
     todo: list[tuple[Node, int, bool]] = [(root, record.height, record.overflow)]
+    met: set[int] = set()
     while todo:
         node, height, overflow = todo.pop()
+        if node[0] in met:
+            problem(f"page {node[0]}: parents of segment {record.id} lead to it twice")
+            continue
+        met.add(node[0])
         below: list[tuple[Node, int, bool]] = []
         references: list[Reference] = []
         if height or (overflow and extents):

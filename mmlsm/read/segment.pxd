@@ -35,6 +35,7 @@ cdef class SegmentSource(Source):
     cdef readonly Segment segment
     cdef object version
     cdef Buffer scratch
+    cdef Buffer other
     cdef Int64s path
     cdef Int64s index
     cdef int64_t base
@@ -44,4 +45,5 @@ cdef class SegmentSource(Source):
     cdef int load(self) except -1
     cdef int descend(self, int64_t page, int level, int to_last) except -1
     cdef int climb(self, int step) except -1
+    cdef int onward(self, int step) except -1
     cdef int64_t position(self) noexcept

@@ -38,6 +38,7 @@ if cython.compiled:
         load32,
         load64,
         prefetch,
+        u8s,
         u16s,
     )
     from cython.cimports.mmlsm.read.pages import Pages
@@ -266,6 +267,15 @@ def raise_wrong_height(page: int, segment_id: int | None) -> None:
     raise CorruptionError(f"page {page}: a node of another height was expected", page=page, segment=segment_id)
 
 
+def raise_out_of_order(page: int, segment_id: int | None) -> None:
+    """A leaf whose keys belong before, or are those that were just read."""
+    raise CorruptionError(
+        f"page {page}: the keys do not go on here; restore a backup, or salvage what is sound",
+        page=page,
+        segment=segment_id,
+    )
+
+
 @cython.final
 @cython.cclass
 class SegmentSource(Source):
@@ -275,6 +285,7 @@ class SegmentSource(Source):
         self.segment = segment
         self.version = version
         self.scratch = Buffer(8200)
+        self.other = Buffer(8200)
         self.path = Int64s(32)
         self.index = Int64s(32)
         self.valid = False
@@ -344,6 +355,18 @@ class SegmentSource(Source):
         self.valid = False
         return 0
 
+    def onward(self, step):
+        """As `climb`, from the current entry. Parents may be damaged behind right sums, and lead round and round: keys
+        that do not go on are told."""
+        key: u8s = self.key
+        key_bytes: cython.Py_ssize_t = self.key_bytes
+        last: Buffer = self.scratch
+        self.scratch, self.other = self.other, last
+        self.climb(step)
+        if self.valid and step * compare(self.key, 0, self.key_bytes, key, 0, key_bytes) <= 0:
+            raise_out_of_order(self.base >> 12, self.segment.segment_id)
+        return 0
+
     def first(self):
         segment: Segment = self.segment
         if not segment.root_is_proved():
@@ -360,13 +383,13 @@ class SegmentSource(Source):
         self.i += 1
         if self.i < self.n:
             return self.load()
-        return self.climb(1)
+        return self.onward(1)
 
     def prev(self):
         self.i -= 1
         if self.i >= 0:
             return self.load()
-        return self.climb(-1)
+        return self.onward(-1)
 
     def seek_ge(self, key, key_bytes):
         segment: Segment = self.segment

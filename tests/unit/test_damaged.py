@@ -21,69 +21,16 @@ from mmlsm.settings import Settings
 from mmlsm.space.bitmap import Bitmap
 from mmlsm.space.extents import Extent
 from mmlsm.write.merge_walk import Unlinked
-from rig.damage.anatomy import Anatomy, Field, Pointer
+from rig.damage.anatomy import Anatomy
+from rig.damage.patient import Patient, opened
 from rig.damage.seeds import TINY, Workshop
 
 pytestmark = pytest.mark.unproved
 
 
-class Patient:
-    """A small database with a deep bottom and a run above it; `mend` writes it with fields changed and sums right."""
-
-    def __init__(self, path: Path) -> None:
-        made = Workshop(path, 1, **TINY)
-        made.run({b"key %03d" % i: bytes([i]) * 20 for i in range(60)})
-        made.db.compact()
-        made.run({b"key %03d" % i: b"new" for i in range(0, 20, 2)})
-        self.pairs = dict(made.keep)
-        made.db.close()
-        self.path = path
-        self.data = path.read_bytes()
-        self.anatomy = Anatomy(self.data)
-
-    def fields(self, name: str) -> list[Field]:
-        return [field for field in self.anatomy.fields if field.name == name]
-
-    def children(self, height: int) -> list[Pointer]:
-        """References to nodes of that height."""
-        found = {region.start: self.data[region.start + 3] for region in self.anatomy.regions
-                 if region.kind in ("leaf", "parent")}  # fmt: skip
-        return [one for one in self.anatomy.pointers if one.length is None and one.pages is not None
-                and found[self.page_of(one) * PAGE] == height]  # fmt: skip
-
-    def page_of(self, pointer: Pointer) -> int:
-        return int.from_bytes(self.data[pointer.page : pointer.page + 4], "little")
-
-    def set(self, field: Field, value: int) -> None:
-        """Have the field hold this, behind sums that are right."""
-        data = bytearray(self.data)
-        for at, _ in field.places:
-            data[at : at + field.width] = value.to_bytes(field.width, "little")
-        self.anatomy.seal(data, [region for _, region in field.places])
-        self.path.write_bytes(data)
-
-    def point(self, pointer: Pointer, like: Pointer) -> None:
-        """Have a reference to a node name what another names."""
-        data = bytearray(self.data)
-        for at, there, width in ((pointer.page, like.page, 4), (pointer.sum, like.sum, 8)):
-            data[at : at + width] = data[there : there + width]
-        self.anatomy.seal(data, [pointer.region])
-        self.path.write_bytes(data)
-
-    def flip(self, at: int) -> None:
-        """Damage one byte."""
-        data = bytearray(self.data)
-        data[at] ^= 0x40
-        self.path.write_bytes(data)
-
-
 @pytest.fixture
 def patient(path: Path) -> Patient:
     return Patient(path)
-
-
-def opened(patient: Patient, **settings: Any) -> mmlsm.Database:
-    return mmlsm.Database(patient.path, Settings(**{"readonly": True, **settings}))
 
 
 # -- verify
@@ -117,23 +64,6 @@ def test_verify_finds_a_manifest_or_bitmap_that_was_damaged_after_the_open(patie
                 file.seek(region.start + 40)
                 file.write(b"damage")
             assert any("is damaged" in problem for problem in db.verify().problems)
-
-
-def test_verify_ends_where_a_tree_has_the_same_nodes_below_it_many_times(patient: Patient) -> None:
-    data = bytearray(patient.data)
-    for region in patient.anatomy.regions:
-        if region.kind != "parent":
-            continue
-        below = [one for one in patient.anatomy.pointers if one.region is region]
-        for pointer in below[1:]:
-            data[pointer.page : pointer.page + 4] = data[below[0].page : below[0].page + 4]
-            data[pointer.sum : pointer.sum + 8] = data[below[0].sum : below[0].sum + 8]
-    patient.anatomy.seal(data, [region for region in patient.anatomy.regions if region.kind == "parent"])
-    patient.path.write_bytes(data)
-    with opened(patient) as db:
-        report = db.verify()
-    assert any("another owner" in problem for problem in report.problems)
-    assert report.leaves == report.segments == 2
 
 
 # -- numbers
