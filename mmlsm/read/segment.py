@@ -285,7 +285,7 @@ class SegmentSource(Source):
         self.segment = segment
         self.version = version
         self.scratch = Buffer(8200)
-        self.other = Buffer(8200)
+        self.other = self.scratch
         self.path = Int64s(32)
         self.index = Int64s(32)
         self.valid = False
@@ -361,6 +361,8 @@ class SegmentSource(Source):
         key: u8s = self.key
         key_bytes: cython.Py_ssize_t = self.key_bytes
         last: Buffer = self.scratch
+        if self.other is last:
+            self.other = Buffer(8200)
         self.scratch, self.other = self.other, last
         self.climb(step)
         if self.valid and step * compare(self.key, 0, self.key_bytes, key, 0, key_bytes) <= 0:

@@ -80,6 +80,7 @@ class MergeCore:
     """
 
     def __init__(self, window: Window, writer: LeafWriter, sources: int, tombstones: int, cut: int = 0) -> None:
+        assert sources < ANSWER_TOUCH - ANSWER_FEED
         self.window = window
         self.writer = writer
         self.sources = sources

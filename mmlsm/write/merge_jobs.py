@@ -38,10 +38,8 @@ TOMBSTONES_WORTH = 0.02
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """What the merges on this thread's stack work on, the newest of it in tier `below`.
-
-    Merges of other runs, of tiers before that, may come in between.
-    """
+    """What the merges on this thread's stack work on. Merges of other runs, of tiers before `below`, into that at most,
+    may come in between: they stand before all of it."""
 
     ids: frozenset[int] = frozenset()
     below: int = 0
@@ -87,7 +85,8 @@ class MergeJobs:
         """Do what was planned for `version`, in the middle of what is under way."""
         if isinstance(chosen, TierMerge):
             aside = self.is_long(version, chosen.ids) and self.set_aside(chosen.ids, chosen.into)
-            below = chosen.into if aside else tier_of(version, chosen.ids)
+            # What comes in between goes into a tier before, so that it does not nest without end.
+            below = chosen.into - 1 if aside else tier_of(version, chosen.ids)
             self.merge_tier(version, chosen, UnderWay(under_way.ids | set(chosen.ids), below))
         else:
             aside = self.is_long(version, chosen.ids) and self.set_aside(chosen.ids, None)
@@ -184,10 +183,10 @@ class MergeJobs:
         )
 
         def change(shape: Shape, number: int) -> Shape:
-            tiers = shape.without(frozenset(chosen.ids)).tiers
+            others = shape.without(frozenset(chosen.ids))
             left = tuple(record for record in (result.remainders.get(i) for i in chosen.ids) if record is not None)
             record = None if result.record is None else replace(result.record, installed=number)
-            return Shape(tiers, left, record)
+            return Shape(others.tiers, (*others.draining, *left), record)
 
         in_turn = piece.start is None or piece.start >= self.store.place
         self.install(result, change, "bottom", place=(piece.stop or b"") if in_turn else None)

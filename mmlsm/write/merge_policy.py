@@ -34,6 +34,9 @@ FLUSH_SHARE = 4
 DENSE = 0.25
 """A slice of which this share are tombstones goes first."""
 
+SOURCES_MOST = 64
+"""Runs that one merge reads beside the bottom: what it takes of memory grows with their number, squared at worst."""
+
 
 @dataclass(frozen=True, slots=True)
 class TierMerge:
@@ -129,6 +132,7 @@ def plan(
     `idle`: nothing has been written for a while, so converge to one run. `below`: a merge is under way on this thread,
     of runs that `shape` is without and of which the newest stands in that tier: only merges of tiers before it may come
     in between, so that what comes out stands before it.
+    Of more than SOURCES_MOST runs the oldest are merged first.
     `overlap_bytes(record)` tells how much of the bottom lies between a record's fences; all of it where not given.
     """
     if idle and below is None:
@@ -144,22 +148,27 @@ def plan(
             into += 1
         older = [record for deeper in shape.tiers[into:] for record in deeper]
         if below is None and not shape.draining and drains(group + older, shape.bottom, settings, overlap_bytes):
-            return Drain(tuple(record.id for record in group + older))
-        return TierMerge(tuple(record.id for record in group), into)
+            return Drain(oldest(group + older))
+        return TierMerge(oldest(group), into)
     if below is not None:
         return None
     if shape.draining:
-        return Drain(tuple(record.id for record in shape.draining))
+        return Drain(oldest(shape.draining))
     return None
+
+
+def oldest(records: Sequence[SegmentRecord]) -> tuple[int, ...]:
+    """The ids of as many of these, newest first, as one merge takes."""
+    return tuple(record.id for record in records[-SOURCES_MOST:])
 
 
 def plan_convergence(shape: Shape) -> Drain | None:
     """The next merge on the way to one run without tombstones."""
     if shape.draining:
-        return Drain(tuple(record.id for record in shape.draining))
+        return Drain(oldest(shape.draining))
     upper = shape.upper()
     if upper or (shape.bottom is not None and shape.bottom.tombstones):
-        return Drain(tuple(record.id for record in upper))
+        return Drain(oldest(upper))
     return None
 
 

@@ -165,6 +165,8 @@ class BackPressure:
         if self.writer.fault is not None:
             raise Error(f"the writer thread has failed: {self.writer.fault!r}; close the database and open it anew")
         state = self.store.state
+        if not state.tables:
+            return  # another thread is at the first commit
         sealed, levels = len(state.tables) - 1, state.version.levels
         runs = len(levels[0]) if levels else 0
         if sealed < SEALED_SLOW and runs + sealed < self.runs_slow and self.backlog < BACKLOG_SLOW:

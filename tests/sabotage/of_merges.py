@@ -75,4 +75,18 @@ PLANTED = (
 """,
         ("unit/test_installs.py::test_an_install_that_fails_gives_its_own_pages_back",),
     ),
+    Sabotage(
+        "drained-in-part-forgets-the-rest", "1 12", "runs that drain later are lost when older ones have drained",
+        "write/merge_jobs.py",
+        "(*others.draining, *left)",
+        "left",
+        ("unit/test_merge_many.py::test_what_drains_stays_in_order_when_not_all_of_it_is_merged_at_once",),
+    ),
+    Sabotage(
+        "merges-nest-without-end", "8", "long merges come in between long merges of the same tier",
+        "write/merge_jobs.py",
+        "chosen.into - 1 if aside",
+        "chosen.into if aside",
+        ("unit/test_merge_many.py::test_merges_in_between_go_into_newer_and_newer_tiers",),
+    ),
 )  # fmt: skip

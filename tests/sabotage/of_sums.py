@@ -145,4 +145,18 @@ PLANTED = (
         (DAMAGED_FILES,),
         compiled=True,
     ),
+    Sabotage(
+        "walked-round-and-round", "9", "a cursor goes on where parents lead back",
+        "read/segment.py",
+        "        if self.valid and step * compare(",
+        "        if False and step * compare(",
+        ("unit/test_damaged_trees.py::test_readers_and_merges_meet_an_error_where_the_keys_do_not_go_on",),
+    ),
+    Sabotage(
+        "filter-not-proved", "9", "verify() passes by a filter that lacks keys",
+        "check.py",
+        "            if filtered and pages.filter_lacks(key):\n",
+        "            if False:\n",
+        ("unit/test_verify.py::test_a_filter_that_lacks_keys_is_found",),
+    ),
 )  # fmt: skip

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,8 @@ from hypothesis import strategies as st
 
 import mmlsm
 from mmlsm.limits import PAGE_BYTES
+from mmlsm.settings import Settings
+from mmlsm.write.merger import Merger
 from mmlsm.write.pressure import (
     OWED_MOST_S,
     PAUSE_LEAST_S,
@@ -352,3 +357,35 @@ def test_close_wakes_a_commit_that_waits(open_db: Any) -> None:
     assert not thread.is_alive()
     assert len(errors) == 1
     assert isinstance(errors[0], mmlsm.ClosedError)
+
+
+def test_a_commit_beside_the_first_one_is_not_slowed_by_what_is_not_there_yet(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second thread finds the committer made, and its memtable not shown yet; runs are many."""
+    with mmlsm.Database(path, Settings(durability="off", auto_merge=False)) as db:
+        for i in range(14):
+            db[b"%d" % i] = b"x"
+            db._engine.flush()
+    monkeypatch.setattr(Merger, "choose", lambda *of: None)
+    with mmlsm.Database(path, Settings(durability="off")) as db:
+        store = db._engine.store
+        assert store is not None
+        show, made, go = store.set_state, threading.Event(), threading.Event()
+
+        def late(tables: Any, version: Any) -> None:
+            made.set()
+            go.wait(20)
+            show(tables, version)
+
+        monkeypatch.setattr(store, "set_state", late)
+        pool = ThreadPoolExecutor(2)
+        first = pool.submit(db.put, b"a", b"1")
+        assert made.wait(20)
+        second = pool.submit(db.put, b"b", b"2")
+        with contextlib.suppress(TimeoutError):
+            second.result(0.2)  # it waits for the first, or has failed
+        go.set()
+        first.result(20)
+        second.result(20)
+        assert (db[b"a"], db[b"b"]) == (b"1", b"2")
