@@ -153,7 +153,7 @@ PLANTED = (
         ("unit/test_damaged_trees.py::test_readers_and_merges_meet_an_error_where_the_keys_do_not_go_on",),
     ),
     Sabotage(
-        "filter-not-proved", "9", "verify() passes by a filter that lacks keys",
+        "filter-of-too-few-keys", "9", "verify() passes by a filter that lacks keys",
         "check.py",
         "            if filtered and pages.filter_lacks(key):\n",
         "            if False:\n",
