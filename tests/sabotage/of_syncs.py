@@ -40,11 +40,11 @@ PLANTED = (
         ("unit/test_misbehaviour.py::test_what_group_commits_wrote_is_synced_though_flushes_fail",),
     ),
     Sabotage(
-        "interval-a-thousandfold", "1", "what group commits wrote is synced when a thousand intervals have passed",
+        "interval-twice", "1", "what group commits wrote is synced when two intervals have passed",
         "write/writer.py",
         "return self.synced_at + self.store.settings.group_interval\n",
-        "return self.synced_at + self.store.settings.group_interval * 1000\n",
-        ("unit/test_group_interval.py::test_a_sync_follows_each_group_commit_within_the_interval",),
+        "return self.synced_at + self.store.settings.group_interval * 2\n",
+        ("unit/test_group_interval.py::test_the_writer_thread_waits_for_the_interval_and_no_longer",),
     ),
     Sabotage(
         "interval-sync-waits-for-a-flush", "1", "a long flush keeps what group commits wrote from being synced",

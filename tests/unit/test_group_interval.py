@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 import mmlsm
 from commit_rig import eventually, in_threads
 from mmlsm.settings import Settings
+from mmlsm.write import writer as writing
 from standstill_rig import PATIENCE_S, Standstill
 
 INTERVAL_S = 0.05
@@ -41,6 +43,25 @@ def test_a_sync_follows_each_group_commit_within_the_interval(path: Path) -> Non
     system = Standstill()
     with grouped(path, system) as db:
         each_is_soon_synced(db, system)
+
+
+def test_the_writer_thread_waits_for_the_interval_and_no_longer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock that it asks, which a test may turn."""
+    system, now = Standstill(), [1000.0]
+    monkeypatch.setattr(writing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def syncs() -> int:
+        return sum(call[:2] == (WRITER, "sync") for call in system.calls)
+
+    with mmlsm.Database(path, Settings(durability="group", group_interval=100.0, auto_merge=False), system) as db:
+        db[b"key"] = b"1"
+        writer, begun = db._engine.writer, syncs()
+        now[0] = writer.synced_at + 99.9
+        writer.sync_if_due()
+        assert syncs() == begun, "it is early"
+        now[0] = writer.synced_at + 100.0
+        writer.wakeups.put(True)
+        assert eventually(lambda: syncs() > begun, PATIENCE_S)
 
 
 @pytest.mark.parametrize("method", ["pwrite", "sync", "pwrite_durably"])

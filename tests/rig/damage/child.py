@@ -30,7 +30,8 @@ from typing import Any
 import xxhash
 
 from rig.damage import seeds
-from rig.damage.judge import Finding, Trial
+from rig.damage.findings import Finding
+from rig.damage.judge import Trial
 from rig.damage.mutations import Campaign
 
 GROWTH_KIB_MOST = 192 << 10

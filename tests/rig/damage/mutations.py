@@ -92,6 +92,15 @@ class Damage:
             return False  # a part of a record whose header stands
         return False
 
+    def has_another_slot(self, hit: list[Region], mutant: bytes) -> bool:
+        """Whether nothing but one superblock slot is damaged, behind a wrong sum, and the other says the same."""
+        if len(hit) != 1 or hit[0].kind != "superblock" or len(mutant) < len(self.seed.data):
+            return False
+        slots = [mutant[slot * PAGE : slot * PAGE + 512] for slot in (0, 1)]
+        sound = [checksum(data[:504]) == int.from_bytes(data[504:], "little") for data in slots]
+        generations = {self.seed.data[slot * PAGE + 64 : slot * PAGE + 72] for slot in (0, 1)}
+        return sound.count(True) == 1 and len(generations) == 1
+
     CHAIN = (slice(0, 8), slice(16, 24))
     """Where the header of a log record has epoch and predecessor."""
 
