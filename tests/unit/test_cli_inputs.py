@@ -1,0 +1,86 @@
+"""What the command line is given: input that comes by and by."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import os
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "some.mmlsm"
+
+
+# ---- pipes
+
+
+@contextlib.contextmanager
+def in_the_background(work: Callable[[], object]) -> Iterator[None]:
+    """A thread does that meanwhile."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+@contextlib.contextmanager
+def input_by_and_by(monkeypatch: pytest.MonkeyPatch, *parts: bytes) -> Iterator[None]:
+    """Standard input is a pipe that never waits. Each part is there a while after the one before was read."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.write(write, parts[0])
+
+    def feed() -> None:
+        deadline = time.monotonic() + 5
+        for part in parts[1:]:
+            while any(fcntl.ioctl(write, termios.FIONREAD, bytes(4))) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            os.write(write, part)
+        os.close(write)
+
+    with open(read, "rb") as stream, in_the_background(feed):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+        yield
+
+
+@pytest.mark.parametrize(
+    "parts", [[b"", b"a\t1\nb\t2\n"], [b"a\t1\n", b"b\t2\n"], [b"a\t1\nb", b"\t", b"2"]], ids=str
+)
+def test_lines_of_a_pipe_that_does_not_wait_are_all_loaded(
+    run: Run, path: Path, monkeypatch: pytest.MonkeyPatch, parts: list[bytes]
+) -> None:
+    with input_by_and_by(monkeypatch, *parts):
+        assert run("load", path) == (0, "2 lines loaded\n", "")
+    assert run("dump", path) == (0, "a\t1\nb\t2\n", "")
+
+
+@pytest.mark.parametrize("options", [[], ["--hex"]])
+@pytest.mark.parametrize("parts", [[b"", b"00112233"], [b"0011", b"22", b"33"]], ids=str)
+def test_a_value_of_a_pipe_that_does_not_wait_is_stored_whole(
+    run: Run, path: Path, monkeypatch: pytest.MonkeyPatch, parts: list[bytes], options: list[str]
+) -> None:
+    with input_by_and_by(monkeypatch, *parts):
+        assert run("put", path, "aa", "-", *options) == (0, "", "")
+    assert run("get", path, "aa", "--raw", *options) == (0, "00112233", "")
+
+
+def test_what_a_program_had_read_ahead_is_loaded(run: Run, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BufferedReader(io.BytesIO(b"a heading\na\t1\nb\t2\n"))  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+    assert sys.stdin.buffer.readline() == b"a heading\n"
+    assert run("load", path) == (0, "2 lines loaded\n", "")
