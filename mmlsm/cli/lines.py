@@ -56,13 +56,15 @@ def lines_of(name: str, tell: Tell) -> Iterator[Iterator[bytes]]:
     path = Path(name)
     size = path.stat().st_size
     with path.open("rb") as raw, lzma.open(raw) if path.suffix == ".xz" else raw as file:
+        has_places = raw.seekable()  # a pipe has none
 
         def lines() -> Iterator[bytes]:
             for number, line in enumerate(read_lines(file, name)):
-                if number & 1023 == 0:
+                if number & 1023 == 0 and has_places:
                     tell(raw.tell(), size)
                 yield line
-            tell(size, size)
+            if has_places:
+                tell(size, size)
 
         yield lines()
 

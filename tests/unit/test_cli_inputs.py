@@ -1,10 +1,11 @@
-"""What the command line is given: input that comes by and by."""
+"""What the command line is given: input that comes by and by or by a pipe."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import io
+import lzma
 import os
 import sys
 import termios
@@ -84,3 +85,30 @@ def test_what_a_program_had_read_ahead_is_loaded(run: Run, path: Path, monkeypat
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
     assert sys.stdin.buffer.readline() == b"a heading\n"
     assert run("load", path) == (0, "2 lines loaded\n", "")
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.xz"])
+def test_lines_of_a_named_pipe_are_loaded(run: Run, path: Path, name: str) -> None:
+    pipe, lines = path.with_name(name), b"".join(b"%05d\tvalue\n" % i for i in range(3000))
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError):
+            pipe.write_bytes(lzma.compress(lines) if name.endswith(".xz") else lines)
+
+    with in_the_background(write):
+        assert run("load", path, pipe) == (0, "3,000 lines loaded\n", "")
+    assert run("dump", path)[1].encode() == lines
+
+
+def test_a_demo_takes_the_lines_of_a_named_pipe(run: Run, path: Path) -> None:
+    pipe = path.with_name("pipe")
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError):
+            pipe.write_bytes(b"".join(b"folder/%05d\tvalue\n" % i for i in range(3000)))
+
+    with in_the_background(write):
+        code, _, err = run("demo", "--json", "--data", pipe, "--db", path)
+    assert (code, err) == (0, "")
