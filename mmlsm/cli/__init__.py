@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(str(error), EXIT_USAGE)
     except mmlsm.Error as error:
         return complain(reason_of(error), EXIT_DATABASE)
-    except lzma.LZMAError as error:
-        return complain(f"the .xz file is damaged: {error}", EXIT_USAGE)
+    except (EOFError, lzma.LZMAError) as error:
+        return complain(f"the .xz file is damaged or cut off: {error}", EXIT_USAGE)
     except OSError as error:
         return complain(reason_of(error), EXIT_USAGE)
     except MemoryError:

@@ -59,10 +59,13 @@ def lines_of(name: str, tell: Tell) -> Iterator[Iterator[bytes]]:
         has_places = raw.seekable()  # a pipe has none
 
         def lines() -> Iterator[bytes]:
-            for number, line in enumerate(read_lines(file, name)):
-                if number & 1023 == 0 and has_places:
-                    tell(raw.tell(), size)
-                yield line
+            try:
+                for number, line in enumerate(read_lines(file, name)):
+                    if number & 1023 == 0 and has_places:
+                        tell(raw.tell(), size)
+                    yield line
+            except (EOFError, lzma.LZMAError) as error:
+                raise UsageError(f"{name}: the .xz file is damaged or cut off: {error}") from None
             if has_places:
                 tell(size, size)
 

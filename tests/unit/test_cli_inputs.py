@@ -1,4 +1,4 @@
-"""What the command line is given: input that comes by and by or by a pipe."""
+"""What the command line is given: input that comes by and by, by a pipe, or damaged."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import fcntl
 import io
 import lzma
 import os
+import random
+import re
 import sys
 import termios
 import threading
@@ -15,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+import mmlsm
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -112,3 +116,37 @@ def test_a_demo_takes_the_lines_of_a_named_pipe(run: Run, path: Path) -> None:
     with in_the_background(write):
         code, _, err = run("demo", "--json", "--data", pipe, "--db", path)
     assert (code, err) == (0, "")
+
+
+# ---- damaged archives
+
+
+@pytest.mark.parametrize("damage", ["empty", "no archive", "cut off early", "cut off late", "changed"])
+def test_a_damaged_archive_is_told_with_what_was_loaded(run: Run, path: Path, damage: str) -> None:
+    digits = random.Random(1)
+    packed = lzma.compress(b"".join(b"%06d\t%032x\n" % (i, digits.getrandbits(128)) for i in range(20_000)))
+    middle = len(packed) // 2
+    source = path.with_name("lines.xz")
+    source.write_bytes({
+        "empty": b"",
+        "no archive": b"a\t1\n" * 100,
+        "cut off early": packed[:10],
+        "cut off late": packed[:middle],
+        "changed": packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :],
+    }[damage])  # fmt: skip
+    code, out, err = run("load", path, source, "--batch", 10)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"mmlsm: {source}: the .xz file is damaged or cut off")
+    told = re.search(r"; the ([\d,]+) lines of the batches before it are loaded", err)
+    assert told is not None, err
+    with mmlsm.open(path, readonly=True) as database:
+        assert database.count() == int(told[1].replace(",", ""))
+        assert database.count() > 0 or damage not in ("cut off late", "changed")
+
+
+def test_a_demo_tells_of_an_archive_that_is_cut_off(run: Run, path: Path) -> None:
+    source = path.with_name("lines.xz")
+    source.write_bytes(lzma.compress(b"a\t1\nb\t2\n")[:-20])
+    code, out, err = run("demo", "--json", "--data", source, "--db", path)
+    assert (code, out) == (2, "")
+    assert err.startswith("mmlsm: the .xz file is damaged or cut off: ")
