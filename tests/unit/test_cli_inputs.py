@@ -1,4 +1,4 @@
-"""What the command line is given: input that comes by and by, by a pipe, or damaged."""
+"""What the command line is given: input that comes by and by, by a pipe or damaged, and options between arguments."""
 
 from __future__ import annotations
 
@@ -150,3 +150,38 @@ def test_a_demo_tells_of_an_archive_that_is_cut_off(run: Run, path: Path) -> Non
     code, out, err = run("demo", "--json", "--data", source, "--db", path)
     assert (code, out) == (2, "")
     assert err.startswith("mmlsm: the .xz file is damaged or cut off: ")
+
+
+# ---- options between arguments
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["dump", "FILE", "--hex", "OUT"],
+        ["dump", "--hex", "FILE", "OUT"],
+        ["dump", "FILE", "--prefix", "6b", "--hex", "--limit=1", "OUT"],
+        ["dump", "FILE", "--hex", "--", "OUT"],
+    ],
+    ids=" ".join,
+)
+def test_options_may_stand_before_what_may_be_left_out(run: Run, path: Path, argv: list[str]) -> None:
+    with mmlsm.open(path) as database:
+        database[b"key"] = b"value"
+    target = path.with_name("lines")
+    words = {"FILE": path, "OUT": target}
+    assert run(*(words.get(part, part) for part in argv)) == (0, f"1 lines to {target}\n", "")
+    copy = path.with_name("copy")
+    assert run("load", copy, "--batch", "7", "--hex", target) == (0, "1 lines loaded\n", "")
+    assert run("put", copy, "aa", "--hex", "bb") == (0, "", "")
+    assert run("put", copy, "--hex", "cc", "--", "dd") == (0, "", "")
+    assert run("put", copy, "--", "-a", "-b") == (0, "", "")
+    assert run("put", copy, "e", "--json", "--", "-f") == (0, '{"key": "e", "bytes": 2}\n', "")
+    assert run("dump", copy, "--hex")[1] == "2d61\t2d62\n65\t2d66\n6b6579\t76616c7565\naa\tbb\ncc\tdd\n"
+
+
+def test_more_arguments_than_there_are_places_are_refused(run: Run, path: Path) -> None:
+    for argv in (["put", path, "a", "b", "--hex", "c"], ["dump", path, "one", "--hex", "two"]):
+        code, out, err = run(*argv)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+    assert not path.exists()
