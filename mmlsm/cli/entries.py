@@ -124,6 +124,8 @@ def run_put(args: argparse.Namespace) -> int:
             value = streams.standard_input()
         else:
             value = bytes_of(args.value, args.hex)
+        if not isinstance(value, bytes):
+            streams.refuse_own_input(value, args.file)
         if args.hex and not isinstance(value, bytes):
             digits = value.read(streams.LINE_BYTES_MOST + 1)
             if len(digits) > streams.LINE_BYTES_MOST:

@@ -48,14 +48,18 @@ def add(commands: Commands) -> None:
 
 
 @contextlib.contextmanager
-def lines_of(name: str, tell: Tell) -> Iterator[Iterator[bytes]]:
-    """The lines of a file or of standard input; `tell` hears how far into the file they are."""
+def lines_of(name: str, database: str, tell: Tell) -> Iterator[Iterator[bytes]]:
+    """The lines of a file or of standard input, for a database; `tell` hears how far into the file they are."""
     if name == "-":
-        yield read_lines(streams.standard_input(), name)
+        given = streams.standard_input()
+        streams.refuse_own_input(given, database)
+        yield read_lines(given, name)
         return
     path = Path(name)
     size = path.stat().st_size
     with path.open("rb") as raw, lzma.open(raw) if path.suffix == ".xz" else raw as file:
+
+        streams.refuse_own_input(raw, database)
         has_places = raw.seekable()  # a pipe has none
 
         def lines() -> Iterator[bytes]:
@@ -128,7 +132,7 @@ def run_load(args: argparse.Namespace) -> int:
     """`mmlsm load`."""
     output = Output(as_json=args.json)
     loaded = 0
-    with output.progress("loading") as tell, lines_of(args.source, tell) as lines:
+    with output.progress("loading") as tell, lines_of(args.source, args.file, tell) as lines:
         pairs = pairs_of(lines, args.source, args.hex)
         with mmlsm.open(args.file, durability=args.durability) as database:
             try:

@@ -19,9 +19,10 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import IO, TYPE_CHECKING, BinaryIO, Final
 
 from mmlsm.cli.arguments import UsageError
+from mmlsm.file import SYSTEM
 from mmlsm.format.superblock import MAGIC
 
 if TYPE_CHECKING:
@@ -97,6 +98,17 @@ def refuse_database(target: Path, database: str) -> None:
         with target.open("rb") as file:
             if file.read(len(MAGIC)) == MAGIC:
                 raise UsageError(f"{target} is a database, and is not overwritten")
+
+
+def refuse_own_input(source: IO[bytes], database: str) -> None:
+    """UsageError where what would be read is the database: what it is given would make it longer, without an end."""
+    try:
+        given = SYSTEM.stat(source.fileno())
+    except io.UnsupportedOperation:  # no file at all
+        return
+    path = Path(database)
+    if path.exists() and ((there := path.stat()).st_dev, there.st_ino) == (given.st_dev, given.st_ino):
+        raise UsageError(f"{database} cannot take what it is to read: the input is the database itself")
 
 
 @contextlib.contextmanager

@@ -35,8 +35,12 @@ def filled(path: Path) -> Path:
 
 
 def shell(redirection: str, *argv: object, **environment: str) -> tuple[int, bytes, bytes]:
-    """A command of its own process, its streams as the shell redirects them; its exit code, stdout and stderr."""
-    command = ["/bin/sh", "-c", f'"$@" {redirection}', "sh", sys.executable, "-m", "mmlsm", *map(str, argv)]
+    """A command of its own process, its streams as the shell redirects them; its exit code, stdout and stderr.
+
+    It writes no file of more than some 64 MiB.
+    """
+    script = f'ulimit -f 131072; "$@" {redirection}'
+    command = ["/bin/sh", "-c", script, "sh", sys.executable, "-m", "mmlsm", *map(str, argv)]
     done = subprocess.run(
         command, input=b"", capture_output=True, timeout=60, check=False, env={**os.environ, **environment}
     )
@@ -230,7 +234,30 @@ def test_long_lines_make_small_batches(run: Run, path: Path, monkeypatch: pytest
     assert run("keys", path, "--count") == (0, "8\n", "")
 
 
-# ---- what is written over
+# ---- what is written over, and what is read while it is written
+
+
+@pytest.mark.parametrize("name", ["some.mmlsm", "hard link", "symbolic link", "standard input"])
+@pytest.mark.parametrize(
+    "argv", [["put", "key", "--from", "SOURCE"], ["put", "00", "--hex", "--from", "SOURCE"], ["load", "SOURCE"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_no_database_is_its_own_input(filled: Path, name: str, argv: list[str]) -> None:
+    source: object = filled.with_name(name)
+    redirection = ""
+    if name == "hard link":
+        filled.with_name(name).hardlink_to(filled)
+    elif name == "symbolic link":
+        filled.with_name(name).symlink_to(filled)
+    elif name == "standard input":
+        source, redirection = "-", f"<'{filled}'"
+        argv = [part for part in argv if part != "--from"]
+    before = filled.read_bytes()
+    command, *rest = argv
+    code, out, err = shell(redirection, command, filled, *(source if part == "SOURCE" else part for part in rest))
+    assert (code, out) == (2, b"")
+    assert is_one_line(err, "the database itself"), err
+    assert filled.read_bytes() == before
 
 
 @pytest.mark.unproved
