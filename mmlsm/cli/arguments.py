@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
+from mmlsm.cli import complaints
+
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
@@ -36,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with one line for an error."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        complaints.say(f"{self.prog}: {message} (see {self.prog} --help)")
         sys.exit(EXIT_USAGE)
 
     def _match_arguments_partial(self, actions: Sequence[argparse.Action], arg_strings_pattern: str) -> list[int]:

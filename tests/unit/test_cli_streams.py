@@ -90,6 +90,44 @@ def test_without_stderr_complaints_go_nowhere(filled: Path) -> None:
     assert shell(">&- 2>&-", "info", filled)[0] == 2
 
 
+COMPLAINTS = [(["get", "FILE", "none"], 1), (["delete", "FILE", "none"], 1), (["nonsense"], 2), (["get", "FILE"], 2),
+              (["load", "FILE", "none"], 2), (["info", "none"], 3)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "expected"), COMPLAINTS, ids=str)
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", ">/dev/full 2>/dev/full"])
+def test_a_complaint_that_cannot_be_written_changes_no_exit_code(
+    filled: Path, argv: list[str], expected: int, redirection: str
+) -> None:
+    words = {"FILE": filled, "none": filled.with_name("none")}
+    code, out, _ = shell(redirection, *(words.get(part, part) for part in argv))
+    assert (code, out) == (expected, b"")
+
+
+def with_a_reader_gone(which: str, *argv: object) -> tuple[int, bytes]:
+    """A command one of whose streams nobody reads; its exit code and the other stream."""
+    read, write = os.pipe()
+    os.close(read)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, which: write}
+    try:
+        command = [sys.executable, "-m", "mmlsm", *map(str, argv)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60, check=False, **streams)
+    finally:
+        os.close(write)
+    return done.returncode, done.stdout if which == "stderr" else done.stderr
+
+
+@pytest.mark.parametrize(("argv", "expected"), COMPLAINTS, ids=str)
+def test_a_complaint_that_nobody_reads_changes_no_exit_code(filled: Path, argv: list[str], expected: int) -> None:
+    words = {"FILE": filled, "none": filled.with_name("none")}
+    assert with_a_reader_gone("stderr", *(words.get(part, part) for part in argv)) == (expected, b"")
+
+
+@pytest.mark.parametrize("command", [[], ["get"]], ids=str)
+def test_help_that_nobody_reads_is_no_error(command: list[str]) -> None:
+    assert with_a_reader_gone("stdout", *command, "--help") == (0, b"")
+
+
 @pytest.mark.parametrize("argv", [["load"], ["load", "-", "--hex"], ["put", "key", "-"]], ids=" ".join)
 def test_input_that_is_closed_is_told(path: Path, argv: list[str]) -> None:
     command, *rest = argv
@@ -297,13 +335,5 @@ def test_who_reads_no_further_is_not_told_that_a_damaged_file_is_sound(filled: P
     data[root * 4096 + 100] ^= 1
     filled.write_bytes(data)
     more = [filled.with_name("out")] if command == "salvage" else []
-    read, write = os.pipe()
-    os.close(read)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "mmlsm", command, str(filled), *map(str, more)],
-            stdout=write, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=60, check=False,
-        )  # fmt: skip
-    finally:
-        os.close(write)
-    assert done.returncode == 1, done.stderr
+    code, err = with_a_reader_gone("stdout", command, filled, *more)
+    assert code == 1, err
