@@ -328,8 +328,7 @@ def gather(engine: Engine, state: ReadState | None, seq: int, held: tuple[Held, 
         pins = pin_stats(pinned, pending, dict(store.made_at), version.install, held, now)
         superblock = store.superblock
     else:
-        used = sum(s.pages for s in segments)
-        space = SpaceStats(total=engine.file.pages, live=used, retired=0, reserved=0, free=0)
+        space = SpaceStats.at_rest(engine.root, engine.replay, engine.file.pages)
         pins = pin_stats([version.install], (), {version.install: version.made_at}, version.install, held, now)
         superblock = engine.root.superblock
     writing = store is not None

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from mmlsm.format.manifest import Retirement, SegmentRecord
-from mmlsm.limits import PAGE_BYTES
+from mmlsm.limits import HEADER_PAGES, PAGE_BYTES
 from mmlsm.read.snapshot import Held
 from mmlsm.space.allocator import SpaceCounts
 from mmlsm.space.reclaim import held_pages
+from mmlsm.write.recovery import still_retired, used_pages
 
 if TYPE_CHECKING:
     from mmlsm.write.merger import Merger
+    from mmlsm.write.recovery import Replay, Root
     from mmlsm.write.writer import Writer
 
 
@@ -135,6 +137,24 @@ class SpaceStats:
             free_mean=counts.free / max(1, counts.free_extents), reservations=counts.reservations,
             given_back=counts.given_back, growths=counts.growths, truncations=counts.truncations,
             truncated=counts.truncated,
+        )  # fmt: skip
+
+    @classmethod
+    def at_rest(cls, root: Root, replay: Replay, total: int) -> Self:
+        """Of a file of so many pages by now, as a read-only handle found it: a page counts once, whoever claims it."""
+        retirements = still_retired(root, replay, total)
+        retired = sum(retirement.pages for retirement in retirements)
+        used = used_pages(root, retirements)
+        used.resize(max([total, used.pages, *(extent.end for extent in (*replay.log_extents, *replay.value_extents))]))
+        used.set(0, HEADER_PAGES)
+        durable = used.used_within(0, total)
+        for extent in (*replay.log_extents, *replay.value_extents):
+            used.set(*extent)
+        gaps = [extent.count for extent in used.gaps(total)]
+        free = sum(gaps)
+        return cls(
+            total=total, live=durable - HEADER_PAGES - retired, retired=retired, reserved=total - durable - free,
+            free=free, free_extents=len(gaps), free_largest=max(gaps, default=0), free_mean=free / max(1, len(gaps)),
         )  # fmt: skip
 
 

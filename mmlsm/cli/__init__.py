@@ -6,13 +6,12 @@ I1. What goes wrong is one line on stderr, `mmlsm: ...`, and an exit code (cli/a
 from __future__ import annotations
 
 import argparse
-import contextlib
 import lzma
 import sys
 from collections.abc import Sequence
 
 import mmlsm
-from mmlsm.cli import demonstration, entries, lines, map, page, salvage, shape, streams, whole
+from mmlsm.cli import complaints, demonstration, entries, lines, map, page, salvage, shape, streams, whole
 from mmlsm.cli.arguments import EXIT_CODES, EXIT_DATABASE, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Parser, UsageError
 
 __all__ = ["main"]
@@ -38,7 +37,7 @@ def grammar() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Prints, and raises SystemExit only for --help and wrong arguments."""
     streams.prepare()
-    args = argparse.Namespace()
+    args = argparse.Namespace(code=EXIT_OK)
     try:
         try:
             args = grammar().parse_args(argv)
@@ -58,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(str(error), EXIT_USAGE)
     except mmlsm.Error as error:
         return complain(reason_of(error), EXIT_DATABASE)
-    except lzma.LZMAError as error:
-        return complain(f"the .xz file is damaged: {error}", EXIT_USAGE)
+    except (EOFError, lzma.LZMAError) as error:
+        return complain(f"the .xz file is damaged or cut off: {error}", EXIT_USAGE)
     except OSError as error:
         return complain(reason_of(error), EXIT_USAGE)
     except MemoryError:
@@ -72,8 +71,7 @@ def complain(text: str, code: int) -> int:
         sys.stdout.flush()
     except OSError:
         streams.forget_output()  # else Python tries it again at exit, and tells of it in its own words
-    with contextlib.suppress(BrokenPipeError):
-        print(f"mmlsm: {' '.join(text.split())}", file=sys.stderr)
+    complaints.say(f"mmlsm: {' '.join(text.split())}")
     return code
 
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
+
+from mmlsm.cli import complaints
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -35,8 +38,16 @@ class Parser(argparse.ArgumentParser):
     """argparse, with one line for an error."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        complaints.say(f"{self.prog}: {message} (see {self.prog} --help)")
         sys.exit(EXIT_USAGE)
+
+    def _match_arguments_partial(self, actions: Sequence[argparse.Action], arg_strings_pattern: str) -> list[int]:
+        """As argparse's since Python 3.12.7: a positional that may be left out waits for what stands behind options."""
+        counts = super()._match_arguments_partial(actions, arg_strings_pattern)
+        if arg_strings_pattern[sum(counts) :].startswith("O"):
+            while counts and not counts[-1]:
+                counts.pop()
+        return counts
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         """As argparse's, which says nothing where help cannot be written."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import mmlsm
-from mmlsm.cli import arguments, streams
+from mmlsm.cli import arguments, complaints, streams
 from mmlsm.cli.arguments import EXIT_NO, EXIT_OK, Commands, UsageError, bytes_of, maybe_bytes_of
 from mmlsm.cli.output import Output, json_of
 
@@ -82,7 +82,7 @@ def run_get(args: argparse.Namespace) -> int:
             if args.json:
                 output.json({"key": json_of(key, args.hex), "found": False})
             else:
-                print(f"mmlsm: there is no key {output.text(key)}", file=sys.stderr)
+                complaints.say(f"mmlsm: there is no key {output.text(key)}")
             return EXIT_NO
         with stream:
             if args.to is not None:
@@ -124,6 +124,8 @@ def run_put(args: argparse.Namespace) -> int:
             value = streams.standard_input()
         else:
             value = bytes_of(args.value, args.hex)
+        if not isinstance(value, bytes):
+            streams.refuse_own_input(value, args.file)
         if args.hex and not isinstance(value, bytes):
             digits = value.read(streams.LINE_BYTES_MOST + 1)
             if len(digits) > streams.LINE_BYTES_MOST:
@@ -152,7 +154,7 @@ def run_delete(args: argparse.Namespace) -> int:
     if args.json:
         output.json({"deleted": len(keys) - len(absent), "absent": [json_of(key, args.hex) for key in absent]})
     for key in () if args.json else absent:
-        print(f"mmlsm: there is no key {output.text(key)}", file=sys.stderr)
+        complaints.say(f"mmlsm: there is no key {output.text(key)}")
     return EXIT_NO if absent else EXIT_OK
 
 

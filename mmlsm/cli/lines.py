@@ -48,21 +48,30 @@ def add(commands: Commands) -> None:
 
 
 @contextlib.contextmanager
-def lines_of(name: str, tell: Tell) -> Iterator[Iterator[bytes]]:
-    """The lines of a file or of standard input; `tell` hears how far into the file they are."""
+def lines_of(name: str, database: str, tell: Tell) -> Iterator[Iterator[bytes]]:
+    """The lines of a file or of standard input, for a database; `tell` hears how far into the file they are."""
     if name == "-":
-        yield read_lines(streams.standard_input(), name)
+        given = streams.standard_input()
+        streams.refuse_own_input(given, database)
+        yield read_lines(given, name)
         return
     path = Path(name)
     size = path.stat().st_size
     with path.open("rb") as raw, lzma.open(raw) if path.suffix == ".xz" else raw as file:
 
+        streams.refuse_own_input(raw, database)
+        has_places = raw.seekable()  # a pipe has none
+
         def lines() -> Iterator[bytes]:
-            for number, line in enumerate(read_lines(file, name)):
-                if number & 1023 == 0:
-                    tell(raw.tell(), size)
-                yield line
-            tell(size, size)
+            try:
+                for number, line in enumerate(read_lines(file, name)):
+                    if number & 1023 == 0 and has_places:
+                        tell(raw.tell(), size)
+                    yield line
+            except (EOFError, lzma.LZMAError) as error:
+                raise UsageError(f"{name}: the .xz file is damaged or cut off: {error}") from None
+            if has_places:
+                tell(size, size)
 
         yield lines()
 
@@ -123,7 +132,7 @@ def run_load(args: argparse.Namespace) -> int:
     """`mmlsm load`."""
     output = Output(as_json=args.json)
     loaded = 0
-    with output.progress("loading") as tell, lines_of(args.source, tell) as lines:
+    with output.progress("loading") as tell, lines_of(args.source, args.file, tell) as lines:
         pairs = pairs_of(lines, args.source, args.hex)
         with mmlsm.open(args.file, durability=args.durability) as database:
             try:

@@ -195,12 +195,13 @@ def decode_log(database: Database, number: int, shown: Shown) -> None:
     """The commits whose records touch the page."""
     engine = database._engine
     scan = scan_log(engine.file, engine.root.superblock.log, None, engine.root.superblock.seq)
-    at = engine.root.superblock.log.offset
+    extent, at = engine.root.superblock.log.page, engine.root.superblock.log.offset
     shown.columns = ("commit", "entries", "file offset", "bytes")
     for commit in scan:
         end = commit.position.offset
-        if not at <= end:
-            at = commit.position.page * PAGE
+        if commit.position.page != extent:  # it is the first behind a link
+            extent = commit.position.page
+            at = extent * PAGE
         if at < (number + 1) * PAGE and end > number * PAGE:
             shown.rows.append((commit.seq, len(commit.items), at, end - at))
         at = end

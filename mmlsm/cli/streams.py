@@ -1,9 +1,11 @@
-"""The standard streams of a command: closed before its start, of a narrow encoding, without an end, gone in the middle.
+"""The standard streams of a command: closed before its start, of a narrow encoding, without an end, gone in the middle,
+not willing to wait.
 
 One thread.
 
 I1. What standard output cannot take is an OSError, never nothing; where a command prints nothing, none is missed.
-I2. Text loses nothing: a character that an encoding does not have is shown as its UTF-8 bytes, as output.text_of does.
+I2. Nothing of standard input is passed over: where it has nothing yet, and does not wait, it is waited for.
+I3. Text loses nothing: a character that an encoding does not have is shown as its UTF-8 bytes, as output.text_of does.
 """
 
 from __future__ import annotations
@@ -12,14 +14,19 @@ import codecs
 import contextlib
 import errno
 import io
+import select
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import IO, TYPE_CHECKING, BinaryIO, Final
 
 from mmlsm.cli.arguments import UsageError
+from mmlsm.file import SYSTEM
 from mmlsm.format.superblock import MAGIC
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 BY_BYTES: Final = "mmlsm-by-bytes"
 
@@ -35,6 +42,29 @@ class ClosedOutput(io.RawIOBase):
 
     def write(self, data: object) -> int:
         raise OSError(errno.EBADF, "standard output is closed")
+
+
+class PatientInput(io.RawIOBase):
+    """What a stream has, also where its descriptor does not wait: there Python's streams show an end that is none.
+
+    The descriptor is left as it is, for other processes may have it too.
+    """
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        self.stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        while (count := self.stream.readinto1(buffer)) is None:
+            asked = select.poll()
+            asked.register(self.stream.fileno(), select.POLLIN)
+            asked.poll()
+        return count
 
 
 def by_bytes(error: UnicodeError) -> tuple[str, int]:
@@ -70,6 +100,17 @@ def refuse_database(target: Path, database: str) -> None:
                 raise UsageError(f"{target} is a database, and is not overwritten")
 
 
+def refuse_own_input(source: IO[bytes], database: str) -> None:
+    """UsageError where what would be read is the database: what it is given would make it longer, without an end."""
+    try:
+        given = SYSTEM.stat(source.fileno())
+    except io.UnsupportedOperation:  # no file at all
+        return
+    path = Path(database)
+    if path.exists() and ((there := path.stat()).st_dev, there.st_ino) == (given.st_dev, given.st_ino):
+        raise UsageError(f"{database} cannot take what it is to read: the input is the database itself")
+
+
 @contextlib.contextmanager
 def written_whole(target: Path) -> Iterator[BinaryIO]:
     """A file that takes the name when all of it is written, and leaves what was there if that fails."""
@@ -103,7 +144,7 @@ def standard_input() -> BinaryIO:
     """Standard input's bytes; UsageError where it was closed."""
     if sys.stdin is None:
         raise UsageError("standard input is closed")
-    return sys.stdin.buffer
+    return io.BufferedReader(PatientInput(sys.stdin.buffer))  # type: ignore[arg-type]  # as it is in truth
 
 
 def forget_output() -> None:

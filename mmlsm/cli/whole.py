@@ -47,15 +47,7 @@ def free_extents(engine: Engine) -> list[tuple[int, int]]:
     root, replay, pages = engine.root, engine.replay, engine.file.pages
     used = extents_in_use(root, replay, still_retired(root, replay, pages))
     used.set(0, limits.HEADER_PAGES)
-    free = []
-    at = 0
-    for first, count in used.extents():
-        if first > at:
-            free.append((at, first - at))
-        at = first + count
-    if at < pages:
-        free.append((at, pages - at))
-    return free
+    return list(used.gaps(pages))
 
 
 def facts_of(database: mmlsm.Database) -> dict[str, Any]:
@@ -81,7 +73,7 @@ def facts_of(database: mmlsm.Database) -> dict[str, Any]:
         "pages": engine.file.pages,
         "free_pages": free,
         "retired_pages": retired,
-        "segment_pages": stats.space.live,
+        "segment_pages": sum(segment.pages for segment in stats.segments),
         "manifest_page": superblock.manifest.page,
         "manifest_pages": superblock.manifest.pages,
         "bitmap_pages": len(manifest.bitmap),

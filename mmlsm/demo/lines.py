@@ -118,7 +118,8 @@ def read_whole(path: Path, most: int | None, tell: Tell) -> bytes:
                     break
                 lines += found
             chunks.append(chunk)
-            tell(raw.tell(), size)
+            if raw.seekable():  # a pipe has no places
+                tell(raw.tell(), size)
     if chunks and not chunks[-1].endswith(b"\n"):
         chunks.append(b"\n")
     return b"".join(chunks)

@@ -141,6 +141,16 @@ class Bitmap:
         if end > start:
             yield Extent(start, end - start)
 
+    def gaps(self, end: int) -> Iterator[Extent]:
+        """The runs of free pages before page `end`, in order; behind those that it has all are free."""
+        at = 0
+        for first, count in self.extents():
+            if min(first, end) > at:
+                yield Extent(at, min(first, end) - at)
+            at = first + count
+        if end > at:
+            yield Extent(at, end - at)
+
     def used_pages(self) -> int:
         """How many pages are used."""
         return _ones(memoryview(self._bits))

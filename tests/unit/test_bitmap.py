@@ -40,6 +40,12 @@ def test_its_bytes_are_those_of_the_specification() -> None:
     assert Bitmap.from_pages(BITMAP_PAGE_BITS + 20, [first, second]) == bitmap
 
 
+@given(st.sets(st.integers(0, 59)), st.integers(0, 80))
+def test_gaps_are_what_is_not_used(used: set[int], end: int) -> None:
+    bitmap = Bitmap.from_extents(60, [(page, 1) for page in used])
+    assert list(bitmap.gaps(end)) == runs(set(range(end)) - used)
+
+
 steps = st.lists(
     st.tuples(
         st.sampled_from(["set", "clear", "clean"]),

@@ -224,6 +224,34 @@ def test_a_page_shows_entries_and_children(run: Run, path: Path) -> None:
     assert leaf["rows"][0]["value"].startswith("value ")  # type: ignore[index]
 
 
+def test_a_page_of_the_log_shows_the_commits_on_it_also_behind_a_link(run: Run, path: Path) -> None:
+    copy = path.with_name("copy.mmlsm")
+    with mmlsm.open(path, auto_merge=False) as database:
+        database.put(b"first", b"x")
+        allocator, log = database._engine.allocator, database._engine.committer.log  # type: ignore[union-attr]
+        unused = allocator.reserve(allocator.counts().free + 1)
+        while len(log.extents) < 2:
+            database.put(b"%04d" % database.seq, bytes(900))
+        database.put(b"last", b"x")
+        allocator.give_back(unused)
+        shutil.copy(path, copy)
+        (before, before_count), (first, count) = log.extents
+        last = database.seq
+    assert before + before_count < first, "the link leads to a higher place"
+    rows = {
+        (number, row["commit"]): row
+        for start, pages in ((before, before_count), (first, count))
+        for number in range(start, start + pages)
+        for row in json.loads(run("page", copy, number, "--json")[1])["rows"]
+    }
+    for (number, _), row in rows.items():
+        start, end = row["file offset"], row["file offset"] + row["bytes"]
+        assert start // PAGE <= number <= (end - 1) // PAGE
+        assert row["bytes"] < 1100
+    assert {commit for number, commit in rows if number >= first} == {last - 1, last}
+    assert min(row["file offset"] for (number, _), row in rows.items() if number >= first) == first * PAGE
+
+
 # ---- what can go wrong
 
 

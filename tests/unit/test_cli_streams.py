@@ -35,8 +35,12 @@ def filled(path: Path) -> Path:
 
 
 def shell(redirection: str, *argv: object, **environment: str) -> tuple[int, bytes, bytes]:
-    """A command of its own process, its streams as the shell redirects them; its exit code, stdout and stderr."""
-    command = ["/bin/sh", "-c", f'"$@" {redirection}', "sh", sys.executable, "-m", "mmlsm", *map(str, argv)]
+    """A command of its own process, its streams as the shell redirects them; its exit code, stdout and stderr.
+
+    It writes no file of more than some 64 MiB.
+    """
+    script = f'ulimit -f 131072; "$@" {redirection}'
+    command = ["/bin/sh", "-c", script, "sh", sys.executable, "-m", "mmlsm", *map(str, argv)]
     done = subprocess.run(
         command, input=b"", capture_output=True, timeout=60, check=False, env={**os.environ, **environment}
     )
@@ -84,6 +88,44 @@ def test_without_stderr_complaints_go_nowhere(filled: Path) -> None:
         assert code > 0
         assert out == b""
     assert shell(">&- 2>&-", "info", filled)[0] == 2
+
+
+COMPLAINTS = [(["get", "FILE", "none"], 1), (["delete", "FILE", "none"], 1), (["nonsense"], 2), (["get", "FILE"], 2),
+              (["load", "FILE", "none"], 2), (["info", "none"], 3)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "expected"), COMPLAINTS, ids=str)
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", ">/dev/full 2>/dev/full"])
+def test_a_complaint_that_cannot_be_written_changes_no_exit_code(
+    filled: Path, argv: list[str], expected: int, redirection: str
+) -> None:
+    words = {"FILE": filled, "none": filled.with_name("none")}
+    code, out, _ = shell(redirection, *(words.get(part, part) for part in argv))
+    assert (code, out) == (expected, b"")
+
+
+def with_a_reader_gone(which: str, *argv: object) -> tuple[int, bytes]:
+    """A command one of whose streams nobody reads; its exit code and the other stream."""
+    read, write = os.pipe()
+    os.close(read)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, which: write}
+    try:
+        command = [sys.executable, "-m", "mmlsm", *map(str, argv)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60, check=False, **streams)
+    finally:
+        os.close(write)
+    return done.returncode, done.stdout if which == "stderr" else done.stderr
+
+
+@pytest.mark.parametrize(("argv", "expected"), COMPLAINTS, ids=str)
+def test_a_complaint_that_nobody_reads_changes_no_exit_code(filled: Path, argv: list[str], expected: int) -> None:
+    words = {"FILE": filled, "none": filled.with_name("none")}
+    assert with_a_reader_gone("stderr", *(words.get(part, part) for part in argv)) == (expected, b"")
+
+
+@pytest.mark.parametrize("command", [[], ["get"]], ids=str)
+def test_help_that_nobody_reads_is_no_error(command: list[str]) -> None:
+    assert with_a_reader_gone("stdout", *command, "--help") == (0, b"")
 
 
 @pytest.mark.parametrize("argv", [["load"], ["load", "-", "--hex"], ["put", "key", "-"]], ids=" ".join)
@@ -230,7 +272,30 @@ def test_long_lines_make_small_batches(run: Run, path: Path, monkeypatch: pytest
     assert run("keys", path, "--count") == (0, "8\n", "")
 
 
-# ---- what is written over
+# ---- what is written over, and what is read while it is written
+
+
+@pytest.mark.parametrize("name", ["some.mmlsm", "hard link", "symbolic link", "standard input"])
+@pytest.mark.parametrize(
+    "argv", [["put", "key", "--from", "SOURCE"], ["put", "00", "--hex", "--from", "SOURCE"], ["load", "SOURCE"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_no_database_is_its_own_input(filled: Path, name: str, argv: list[str]) -> None:
+    source: object = filled.with_name(name)
+    redirection = ""
+    if name == "hard link":
+        filled.with_name(name).hardlink_to(filled)
+    elif name == "symbolic link":
+        filled.with_name(name).symlink_to(filled)
+    elif name == "standard input":
+        source, redirection = "-", f"<'{filled}'"
+        argv = [part for part in argv if part != "--from"]
+    before = filled.read_bytes()
+    command, *rest = argv
+    code, out, err = shell(redirection, command, filled, *(source if part == "SOURCE" else part for part in rest))
+    assert (code, out) == (2, b"")
+    assert is_one_line(err, "the database itself"), err
+    assert filled.read_bytes() == before
 
 
 @pytest.mark.unproved
@@ -270,13 +335,5 @@ def test_who_reads_no_further_is_not_told_that_a_damaged_file_is_sound(filled: P
     data[root * 4096 + 100] ^= 1
     filled.write_bytes(data)
     more = [filled.with_name("out")] if command == "salvage" else []
-    read, write = os.pipe()
-    os.close(read)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "mmlsm", command, str(filled), *map(str, more)],
-            stdout=write, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=60, check=False,
-        )  # fmt: skip
-    finally:
-        os.close(write)
-    assert done.returncode == 1, done.stderr
+    code, err = with_a_reader_gone("stdout", command, filled, *more)
+    assert code == 1, err

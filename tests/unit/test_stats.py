@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +80,50 @@ def test_snapshots_and_transactions_are_named_and_views_are_what_is_left(open_db
     assert [holder.kind for pin in pins_but_the_current(db) for holder in pin.holders] == ["cursor, iterator or view"]
     del view
     assert pins_but_the_current(db) == []
+
+
+def assert_adds_up(db: Any) -> None:
+    """The pages of a read-only handle by use, as the proof of the whole file has them."""
+    space, report = db.stats().space, db.verify()
+    assert report.ok, report.problems
+    assert 3 + space.live + space.retired + space.reserved + space.free == space.total == report.pages
+    assert space.live == report.live + report.manifest + report.bitmap
+    assert (space.retired, space.reserved) == (report.retired, report.log + report.reserved)
+    assert (space.free, round(space.free_mean * space.free_extents)) == (report.free, report.free)
+    assert bool(space.free) == bool(space.free_extents) == bool(space.free_largest)
+    assert space.free_largest <= space.free
+
+
+def test_the_pages_of_a_read_only_handle_add_up(open_db: Any, path: Path, tmp_path: Path) -> None:
+    db = open_db(auto_merge=False)
+    with mmlsm.open(path, readonly=True) as reader:
+        assert_adds_up(reader)
+    churned(db)
+    snapshot = db.snapshot()
+    churned(db)
+    db.put(b"only in the log", bytes(100_000))
+    unused = db._engine.allocator.reserve(7)
+    db.put(b"in the log too", bytes(100_000))
+    db._engine.allocator.give_back(unused)
+    db.sync()
+    shutil.copy(path, tmp_path / "copy.db")
+    with mmlsm.open(tmp_path / "copy.db", readonly=True) as reader:
+        assert_adds_up(reader)
+        space, before = reader.stats().space, db.stats().space
+        assert min(space.live, space.retired, space.reserved, space.free) > 0
+        assert (space.total, space.live, space.retired) == (before.total, before.live, before.retired)
+        assert space.free_extents > 1
+    with mmlsm.open(path, readonly=True) as reader:
+        churned(db)
+        snapshot.close()
+        db.close()
+        space = reader.stats().space
+        assert 3 + space.live + space.retired + space.reserved + space.free == space.total
+    with mmlsm.open(path, readonly=True) as reader:
+        assert_adds_up(reader)
+        space = reader.stats().space
+    if not space.retired:
+        assert open_db().stats().space == space
 
 
 def test_a_closed_read_transaction_that_is_kept_holds_nothing(open_db: Any) -> None:
