@@ -213,11 +213,14 @@ def is_backed(file: File, manifest: Manifest) -> bool:
 
 
 def replay_logs(file: File, blocks: list[Superblock], basis: Basis, report: SalvageReport) -> None:
-    """Put the commits of these superblocks' logs over the segments, the oldest first; a hole between two is told."""
+    """Put the commits of these superblocks' logs over the segments, the oldest first.
+
+    A hole between two is told before the commits behind it hide it: those come out too, over what may be older.
+    """
     for block in reversed(blocks):
+        if basis.seq < block.seq:
+            report.doubt(f"commits {basis.seq + 1} to {block.seq} are not all there")
         replay(file, block.log, max(block.seq, basis.seq), basis, report)
-    if basis.seq < blocks[0].seq:
-        report.doubt(f"commits {basis.seq + 1} to {blocks[0].seq} are not all there")
 
 
 def replay(file: File, position: LogPosition, seq: int, basis: Basis, report: SalvageReport | None) -> None:

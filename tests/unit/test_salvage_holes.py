@@ -1,0 +1,64 @@
+"""`salvage` where commits are missing between two superblocks' logs, and where a newer version wrote the file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import mmlsm
+from mmlsm.file import open_file
+from mmlsm.format import superblock as superblocks
+from mmlsm.format.manifest import Reference
+from mmlsm.format.superblock import LogPosition, Superblock
+from mmlsm.limits import PAGE_BYTES
+from mmlsm.settings import Settings
+from mmlsm.write.log_scan import scan_log
+from rig.damage.salvaged import BringOut, everything_is_uncertain
+
+pytestmark = pytest.mark.unproved
+
+
+def newest_of(image: bytes) -> Superblock:
+    """The superblock that counts."""
+    return superblocks.newest(image[:PAGE_BYTES], image[PAGE_BYTES : 2 * PAGE_BYTES])[0]
+
+
+def test_a_hole_between_two_logs_is_told_though_later_commits_are_there(path: Path, bring_out: BringOut) -> None:
+    """As after a crash between the slots of a flush's install, whose manifest rots, as a page of the log does.
+
+    Each record takes a page, so that the log seems to end where the page is gone.
+    """
+    with mmlsm.Database(path, Settings(durability="full", auto_merge=False)) as database:
+        for i in range(30):
+            database[b"%021d" % i] = bytes([i + 1]) * 4000
+        image = bytearray(path.read_bytes())
+    path.write_bytes(image)
+    with contextlib.closing(open_file(path, readonly=True, create=False)) as file:
+        block = newest_of(image)
+        scan = scan_log(file, block.log)
+        ends: list[tuple[int, LogPosition]] = [(commit.seq, commit.position) for commit in scan]
+        extent = scan.extents[0]
+    covered = ends[19]
+    newer = dataclasses.replace(
+        block,
+        generation=block.generation + 1,
+        install=block.install + 1,
+        seq=covered[0],
+        log=covered[1],
+        manifest=Reference(200, len(image) // PAGE_BYTES - 1, 1, 1234),
+    )
+    slot = superblocks.order_of(newer.generation)[0] * PAGE_BYTES
+    image[slot : slot + PAGE_BYTES] = newer.encode()
+    last = (extent.first + extent.count - 1) * PAGE_BYTES
+    image[last : last + PAGE_BYTES] = bytes(PAGE_BYTES)
+    path.write_bytes(image)
+    found, report = bring_out(path)
+    gone = {i for i in range(30) if b"%021d" % i not in found}
+    assert gone
+    assert gone < set(range(20))
+    assert everything_is_uncertain(report)
+    assert f"commits {ends[min(gone)][0]} to {covered[0]} are not all there" in report.uncertain[0].reason
+    assert report.seq == ends[-1][0]
