@@ -8,7 +8,8 @@ One thread; nothing is written. In this order:
    as ever, by the sums in it; but whether they are the last that there were nobody knows, so all is uncertain.
 3. No manifest: nodes by their structure alone (`relics`); all is uncertain.
 
-I1. A format that this program does not know is refused by name, as at opening.
+I1. A format that this program does not know is refused by name, as at opening, where a sum proves that it is one: in a
+    superblock, in the manifest that one names, in a record of the log that one leads to. Elsewhere it may be damage.
 """
 
 from __future__ import annotations
@@ -122,14 +123,14 @@ def valid_blocks(file: File, report: SalvageReport) -> list[Superblock]:
 def of_superblocks(
     file: File, blocks: list[Superblock], report: SalvageReport
 ) -> tuple[list[Superblock], Basis | None]:
-    """The version of the newest superblock whose manifest is proved, and the superblocks up to that one."""
+    """The version of the newest superblock whose manifest is proved, and the superblocks up to that one (I1)."""
     for i, block in enumerate(blocks):
         try:
             if block.manifest.pages:
                 manifest = read_manifest(file, block)
             else:
                 manifest = Manifest(install=0, uuid=block.uuid)
-        except (CorruptionError, FormatError, StorageError) as error:
+        except (CorruptionError, StorageError) as error:
             report.note(f"generation {block.generation}: {without_advice(error)}")
             continue
         if block.generation < blocks[0].generation - 1:
@@ -224,7 +225,10 @@ def replay_logs(file: File, blocks: list[Superblock], basis: Basis, report: Salv
 
 
 def replay(file: File, position: LogPosition, seq: int, basis: Basis, report: SalvageReport | None) -> None:
-    """Put the commits above `seq` of the log at `position` over what there is; those behind damage too, and tell."""
+    """Put the commits above `seq` of the log at `position` over what there is; those behind damage too, and tell.
+
+    Without a `report`, where no superblock led here, it ends before what this program does not know (I1).
+    """
     scan = scan_log(file, position, lambda reference: is_sound(file, reference))
     try:
         take(scan, seq, basis)
@@ -237,7 +241,10 @@ def replay(file: File, position: LogPosition, seq: int, basis: Basis, report: Sa
                 report.doubt(f"the log has nothing whole between commit {scan.seq} and page {there.offset // PAGE}")
                 scan.skip_to(there)
                 take(scan, seq, basis)
-    except (CorruptionError, FormatError, StorageError) as error:
+    except FormatError:
+        if report is not None:
+            raise
+    except (CorruptionError, StorageError) as error:
         if report is not None:
             report.doubt(f"the log breaks off after commit {scan.seq}: {without_advice(error)}; what follows is lost")
 
