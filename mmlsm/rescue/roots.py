@@ -284,27 +284,44 @@ def behind(file: File, scan: LogScan, bits: Bitmap) -> Iterator[LogPosition]:
 def replay_found_logs(file: File, basis: Basis) -> None:
     """Without a superblock: the commits above the segments' of the chain of records that leads to the last one.
 
-    A chain begins with any record at the beginning of a page. What it has is right for all keys in it, wherever it
-    begins; two chains with a hole between them would not be.
+    A chain begins with any record at the beginning of a page that no chain before it came to. What it has is right for
+    all keys in it, wherever it begins; two chains with a hole between them would not be.
     """
     best: tuple[int, int] | None = None
     chain: LogPosition | None = None
+    passed: dict[int, int] = {}
     for number, data in pages_of(file):
         header = decode_header(data[:HEADER_BYTES], 0)
-        if header is None or header.kind != COMMIT_RECORD or not header.epoch:
+        if header is None or header.kind != COMMIT_RECORD or not header.epoch or number in passed:
             continue
         position = LogPosition(number, file.pages - number, number * PAGE, header.epoch, header.predecessor)
-        rank = last_commit(file, position), -header.seq
+        rank = last_commit(file, position, passed), -header.seq
         if best is None or rank > best:
             best, chain = rank, position
     if chain is not None:
         replay(file, chain, basis.seq, basis, None)
 
 
-def last_commit(file: File, position: LogPosition) -> int:
-    """The last commit of the chain of records from `position` on."""
+def last_commit(file: File, position: LogPosition, passed: dict[int, int]) -> int:
+    """The last commit of the chain of records from `position` on.
+
+    `passed`: by page, the last commit of the chain that goes on with the record which begins there. What this chain
+    comes to is added, and where it joins one of those it ends, so that no record is read for two chains.
+    """
     scan = scan_log(file, position)
+    start, extents, last = position.offset, 1, 0
+    found = []
     with contextlib.suppress(CorruptionError, FormatError, StorageError):
-        for _ in scan:
-            pass
-    return scan.seq
+        for commit in scan:
+            if len(scan.extents) > extents:  # it came by a link
+                extents = len(scan.extents)
+                start = scan.extents[-1].first * PAGE
+            last = commit.seq
+            if start % PAGE == 0:
+                if start // PAGE in passed:
+                    last = passed[start // PAGE]
+                    break
+                found.append(start // PAGE)
+            start = commit.position.offset
+    passed.update(dict.fromkeys(found, last))
+    return last
