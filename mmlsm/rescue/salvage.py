@@ -54,7 +54,8 @@ def salvage(
     `unproved`: take leaves too that look sound but whose proof is lost with their parent; their keys are listed as
     uncertain. `progress(done, total)` is told entries; what it raises ends the work, and `out` is gone.
     FormatError: no database, or of a format that this program does not know. StorageError: `path` is not there, `out`
-    is there already, or cannot be written. Cost: two reads of the file at most, constant memory for values of any size.
+    is there already, or cannot be written. Cost: in proportion to the file, each page is read a few times at most;
+    constant memory for values of any size.
     """
     out = place_of(out)
     claim(out)

@@ -123,6 +123,11 @@ class Trees:
             place = self.children_of(place)[-1 if last else 0]
         return None
 
+    def keys_of(self, number: int) -> list[bytes]:
+        """The keys of the sound leaf in a page, but for those that damage hides."""
+        keys = (self.whole_key(inline, more) for inline, _, more, _ in leaf.entries_of(self.window, number))
+        return [key for key in keys if key is not None]
+
     def extents_of(self, place: Place) -> list[Reference]:
         """The extents that a sound leaf refers to: of long keys and of long values."""
         found = []

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 import mmlsm
+from mmlsm.cli.pages_by_owner import nodes_of
 from mmlsm.format.checksum import checksum
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.settings import Settings
 from mmlsm.write.log_record import COMMIT_RECORD, LINK_RECORD, encode_commit, encode_header, encode_link
 from mmlsm.write.log_scan import LogScan
+from mmlsm.write.recovery import read_root
 from rig.damage.salvaged import BringOut, everything_is_uncertain
 
 pytestmark = pytest.mark.unproved
@@ -72,3 +77,65 @@ def test_a_log_that_goes_backwards_through_the_file_is_scanned_a_few_times_at_mo
     report = mmlsm.salvage(path, path.with_name("out.db"))
     assert (report.entries, report.seq) == (count, count)
     assert steps[0] < 5 * count
+
+
+# -- damaged parents
+
+
+def steps_of_salvage(path: Path, out: Path) -> int:
+    """The instructions that a salvage executes in its own modules."""
+    count = 0
+
+    def within(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        count += event == "opcode"
+        return within
+
+    def entered(frame: FrameType, _: str, __: object) -> Any:
+        if Path(frame.f_code.co_filename).parent.name != "rescue":
+            return None
+        frame.f_trace_opcodes = True
+        return within
+
+    before = sys.gettrace()
+    sys.settrace(entered)
+    try:
+        mmlsm.salvage(path, out)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def parents_of(path: Path) -> list[tuple[int, int]]:
+    """(page, height) of each parent, the root first."""
+    with mmlsm.open(path, readonly=True) as reader:
+        file = reader._engine.file
+        found = []
+        for record in read_root(file).manifest.segments():
+            found += [(page, height) for page, _, height, _ in nodes_of(file, record, print) if height]
+    return sorted(found, key=lambda one: -one[1])
+
+
+@pytest.mark.parametrize("damage", ["the root is gone", "all above leaves are gone", "a bit of each is turned"])
+def test_what_damaged_parents_cost_grows_as_the_file_does(path: Path, tmp_path: Path, damage: str) -> None:
+    costs = []
+    for leaves in (60, 240):
+        path.unlink(missing_ok=True)
+        with mmlsm.Database(path, Settings(durability="off", node_entries_max=8, leaf_bytes=4096)) as database:
+            database.put_many({b"%08d" % i: b"v" for i in range(8 * leaves)})
+            database.compact()
+        parents = parents_of(path)
+        assert len(parents) > leaves / 8
+        image = bytearray(path.read_bytes())
+        hit = parents[:1] if "root" in damage else [one for one in parents if one[1] == 1]
+        for page, _ in hit:
+            if "bit" in damage:
+                image[page * PAGE_BYTES] ^= 0x40
+            else:
+                image[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = bytes(PAGE_BYTES)
+        path.write_bytes(image)
+        out = tmp_path / f"{leaves}.db"
+        costs.append(steps_of_salvage(path, out))
+        with mmlsm.open(out, readonly=True) as database:
+            assert len(database) == 8 * leaves
+    assert costs[1] < 5 * costs[0], costs
