@@ -105,7 +105,8 @@ class Search:
         self._place_of_manifest = place
         self._bits = bits
         self._unproved = unproved
-        self._claimed = Bitmap(max(trees.file.pages, manifest.file_pages))
+        self._claimed = Bitmap(max(trees.file.pages, 0 if bits is None else bits.pages))
+        """For all that the file has or its bitmap tells of. What the manifest says beside that may be any number."""
 
     def run(self) -> list[Gap]:
         """Every damaged parent, with what was found; `trees.adopted` leads to it. Cost without one: the parents."""

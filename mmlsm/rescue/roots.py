@@ -67,11 +67,8 @@ def find_basis(file: File, report: SalvageReport) -> Basis:
     if basis is None:
         report.doubt("there is no manifest left: all that was found is nodes that look sound, the youngest first")
         basis = Basis(relics.manifest_of(file))
-    if basis.bits is None and basis.manifest.bitmap:
-        try:
-            basis.bits = read_bitmap(file, basis.manifest)
-        except (CorruptionError, StorageError) as error:
-            report.note(without_advice(error))
+    if basis.manifest.bitmap:
+        basis.bits = bitmap_of(file, basis.manifest, report)
     if blocks:
         replay_logs(file, newer, basis, report)
     else:
@@ -82,6 +79,18 @@ def find_basis(file: File, report: SalvageReport) -> Basis:
     report.seq = basis.seq
     report.closed = any(block.clean for block in blocks[:1])
     return basis
+
+
+def bitmap_of(file: File, manifest: Manifest, report: SalvageReport) -> Bitmap | None:
+    """The free-space bitmap, if it is sound: so it is no larger than the file, each of whose pages it has once."""
+    if len({number for number, _ in manifest.bitmap}) < len(manifest.bitmap):
+        report.note("the manifest names a page of the free-space bitmap twice")
+        return None
+    try:
+        return read_bitmap(file, manifest)
+    except (CorruptionError, StorageError) as error:
+        report.note(without_advice(error))
+        return None
 
 
 def slots_of(file: File) -> list[bytes]:

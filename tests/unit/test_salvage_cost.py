@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
+import tracemalloc
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -11,7 +14,10 @@ import pytest
 
 import mmlsm
 from mmlsm.cli.pages_by_owner import nodes_of
+from mmlsm.file import open_file
+from mmlsm.format import superblock as superblocks
 from mmlsm.format.checksum import checksum
+from mmlsm.format.manifest import BITMAP_PAGE_BITS, Manifest, Reference
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.settings import Settings
 from mmlsm.write.log_record import COMMIT_RECORD, LINK_RECORD, encode_commit, encode_header, encode_link
@@ -139,3 +145,40 @@ def test_what_damaged_parents_cost_grows_as_the_file_does(path: Path, tmp_path: 
         with mmlsm.open(out, readonly=True) as database:
             assert len(database) == 8 * leaves
     assert costs[1] < 5 * costs[0], costs
+
+
+# -- what a manifest with right sums says
+
+
+def with_manifest(image: bytearray, manifest: Manifest) -> None:
+    """Put a manifest in, at the end of the file, and lead both superblocks to it."""
+    block, _ = superblocks.newest(bytes(image[:PAGE_BYTES]), bytes(image[PAGE_BYTES : 2 * PAGE_BYTES]))
+    data = manifest.encode()
+    reference = Reference(len(data), len(image) // PAGE_BYTES, -(-len(data) // PAGE_BYTES), checksum(data))
+    image += data.ljust(reference.pages * PAGE_BYTES, b"\0")
+    slot = dataclasses.replace(block, manifest=reference, file_pages=len(image) // PAGE_BYTES).encode()
+    image[: 2 * PAGE_BYTES] = slot + slot
+
+
+@pytest.mark.parametrize("times", [0, 1 << 14])
+def test_a_manifest_that_speaks_of_a_huge_file_takes_no_memory(path: Path, tmp_path: Path, times: int) -> None:
+    """Without a bitmap, which the format allows, or with one that has the same page so many times."""
+    with mmlsm.Database(path, Settings(durability="off", node_entries_max=8, leaf_bytes=4096)) as database:
+        database.put_many({b"%08d" % i: b"v" for i in range(100)})
+        database.compact()
+    with contextlib.closing(open_file(path, readonly=True, create=False)) as file:
+        manifest = read_root(file).manifest
+    image = bytearray(path.read_bytes())
+    root = next(manifest.segments()).root_page
+    image[root * PAGE_BYTES : (root + 1) * PAGE_BYTES] = bytes(PAGE_BYTES)
+    huge = times * BITMAP_PAGE_BITS or 1 << 32
+    with_manifest(image, dataclasses.replace(manifest, bitmap=manifest.bitmap * times, file_pages=huge))
+    path.write_bytes(image)
+    tracemalloc.start()
+    try:
+        report = mmlsm.salvage(path, tmp_path / "out.db")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert not report.complete
+    assert peak < 32 << 20
