@@ -208,31 +208,32 @@ class Salvager:
             before = entry.key
             yield entry
 
-    def newest(self, progress: Progress | None) -> Iterator[Entry]:
-        """The entry that speaks for each key, tombstones left out (I1)."""
+    def newest(self) -> Iterator[Entry | None]:
+        """The entry that speaks for each key (I1), and None for each tombstone and for each entry that does not."""
         ranked = [zip_rank(source, rank) for rank, source in enumerate(self.sources())]
         before: bytes | None = None
-        for done, (key, _, entry) in enumerate(heapq.merge(*ranked), 1):
-            if progress is not None:
-                progress(done, max(self.total, done))
-            if key != before and entry.value is not None:
-                yield entry
+        for key, _, entry in heapq.merge(*ranked):
+            yield entry if key != before and entry.value is not None else None
             before = key
 
     # -- into the new file
 
     def write_to(self, target: Database, progress: Progress | None) -> None:
         """Put everything that is left into `target`."""
-        entries = self.newest(progress)
+        entries = enumerate(self.newest(), 1)
         more = True
         while more:
             with target.batch() as batch:
-                more = self._fill(batch, entries)
+                more = self._fill(batch, entries, progress)
 
-    def _fill(self, batch: Batch, entries: Iterator[Entry]) -> bool:
-        """Fill a batch; whether there may be more."""
+    def _fill(self, batch: Batch, entries: Iterator[tuple[int, Entry | None]], progress: Progress | None) -> bool:
+        """Fill a batch; whether there may be more. `progress` is told here, for a generator changes what it raises."""
         size = 0
-        for entry in entries:
+        for done, entry in entries:
+            if progress is not None:
+                progress(done, max(self.total, done))
+            if entry is None:
+                continue
             try:
                 size += self._put(batch, entry)
             except LostValue as lost:
