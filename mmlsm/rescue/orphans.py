@@ -34,7 +34,7 @@ from mmlsm.format.manifest import NODE_PAGES_MAX
 from mmlsm.format.page import CODEC_RAW, KIND_LEAF, KIND_PARENT
 from mmlsm.read.pages import Pages
 from mmlsm.rescue.report import after
-from mmlsm.rescue.trees import Place, Trees
+from mmlsm.rescue.trees import Met, Place, Trees
 from mmlsm.space.bitmap import Bitmap
 
 if TYPE_CHECKING:
@@ -94,10 +94,17 @@ class Gap:
 
 
 class Search:
-    """The search for the children of all damaged parents of a version."""
+    """The search for the children of all damaged parents of a version. `shared`: as `Met` has it."""
 
     def __init__(
-        self, trees: Trees, manifest: Manifest, place: tuple[int, int], bits: Bitmap | None, *, unproved: bool
+        self,
+        trees: Trees,
+        manifest: Manifest,
+        place: tuple[int, int],
+        bits: Bitmap | None,
+        *,
+        unproved: bool,
+        shared: bool,
     ) -> None:
         self.trees = trees
         self.manifest = manifest
@@ -105,13 +112,16 @@ class Search:
         self._place_of_manifest = place
         self._bits = bits
         self._unproved = unproved
+        self._shared = shared
+        self._met = Met(shared=shared)
         self._claimed = Bitmap(max(trees.file.pages, 0 if bits is None else bits.pages))
         """For all that the file has or its bitmap tells of. What the manifest says beside that may be any number."""
 
     def run(self) -> list[Gap]:
         """Every damaged parent, with what was found; `trees.adopted` leads to it. Cost without one: the parents."""
         roots = [self.trees.root_of(record) for record in self.manifest.segments()]
-        if not any(place.fault and place.height for place in self.trees.walk(roots, leaves=False)):
+        parents = self.trees.walk(roots, Met(shared=self._shared), leaves=False)
+        if not any(place.fault and place.height for place in parents):
             return []
         self._claim([(0, limits.HEADER_PAGES), self._place_of_manifest])
         self._claim((number, 1) for number, _ in self.manifest.bitmap)
@@ -158,7 +168,7 @@ class Search:
     def _descend(self, places: Iterable[Place]) -> list[Gap]:
         """Claim all that these places lead to; the damaged parents among them."""
         gaps = []
-        for place in self.trees.walk(places):
+        for place in self.trees.walk(places, self._met):
             self._claim([place.node[:2]])
             if place.fault:
                 if place.height:

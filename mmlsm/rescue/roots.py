@@ -56,6 +56,8 @@ class Basis:
     """The last commit that is known to be covered."""
     place: tuple[int, int] = (0, limits.HEADER_PAGES)
     """The manifest's own pages, where a superblock says which they are."""
+    relics: bool = False
+    """Whether the segments are guesses, which may have nodes in common."""
 
 
 def find_basis(file: File, report: SalvageReport) -> Basis:
@@ -66,7 +68,7 @@ def find_basis(file: File, report: SalvageReport) -> Basis:
         basis = of_pages(file, blocks, report)
     if basis is None:
         report.doubt("there is no manifest left: all that was found is nodes that look sound, the youngest first")
-        basis = Basis(relics.manifest_of(file))
+        basis = Basis(relics.manifest_of(file), relics=True)
     if basis.manifest.bitmap:
         basis.bits = bitmap_of(file, basis.manifest, report)
     if blocks:

@@ -28,7 +28,7 @@ from mmlsm.read.pages import read_chunks, read_payload
 from mmlsm.rescue.orphans import Gap, Search
 from mmlsm.rescue.report import Damage, SalvageReport, after
 from mmlsm.rescue.roots import Basis, find_basis
-from mmlsm.rescue.trees import Entry, Place, Trees
+from mmlsm.rescue.trees import Entry, Met, Place, Trees
 from mmlsm.settings import Settings
 
 if TYPE_CHECKING:
@@ -125,8 +125,12 @@ class Salvager:
         self.total = len(basis.table) + sum(record.entries for record in basis.manifest.segments())
         self._gaps: dict[int, list[Gap]] = {}
         self._runs = [run for level in basis.manifest.levels for run in level]
+        self._met = Met(shared=basis.relics)
         self._prove_filters(basis.manifest)
-        for gap in Search(self.trees, basis.manifest, basis.place, basis.bits, unproved=unproved).run():
+        search = Search(
+            self.trees, basis.manifest, basis.place, basis.bits, unproved=unproved, shared=basis.relics
+        )  # fmt: skip
+        for gap in search.run():
             self._gaps.setdefault(gap.place.record.id, []).append(gap)
             self._tell_gap(gap)
 
@@ -172,6 +176,12 @@ class Salvager:
     def _lose(self, damage: Damage, record: SegmentRecord) -> None:
         self.report.lose(damage, older=self._has_older(record, damage.low, damage.high))
 
+    def _tell_repeated(self) -> None:
+        """A node has one place. Which of several is not its own nobody knows, nor what should be there instead."""
+        for number, place in sorted(self.trees.repeated.items()):
+            damage = Damage(f"page {number}: two places have this node", b"", None, number, place.record.id)
+            self.report.lose(damage, older=True)
+
     # -- what is left
 
     def sources(self) -> Iterator[Iterator[Entry]]:
@@ -189,7 +199,7 @@ class Salvager:
 
     def entries_at(self, places: Iterable[Place], record: SegmentRecord) -> Iterator[Entry]:
         """The entries at and below these places. Damaged leaves are listed, damaged parents have been."""
-        for place in self.trees.walk(places):
+        for place in self.trees.walk(places, self._met):
             if place.height:
                 continue
             if place.fault:
@@ -225,6 +235,7 @@ class Salvager:
         while more:
             with target.batch() as batch:
                 more = self._fill(batch, entries, progress)
+        self._tell_repeated()
 
     def _fill(self, batch: Batch, entries: Iterator[tuple[int, Entry | None]], progress: Progress | None) -> bool:
         """Fill a batch; whether there may be more. `progress` is told here, for a generator changes what it raises."""

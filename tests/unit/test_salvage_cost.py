@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import struct
 import sys
 import tracemalloc
 from pathlib import Path
@@ -22,7 +23,7 @@ from mmlsm.limits import PAGE_BYTES
 from mmlsm.settings import Settings
 from mmlsm.write.log_record import COMMIT_RECORD, LINK_RECORD, encode_commit, encode_header, encode_link
 from mmlsm.write.log_scan import LogScan
-from mmlsm.write.recovery import read_root
+from mmlsm.write.recovery import read_manifest, read_root
 from rig.damage.salvaged import BringOut, everything_is_uncertain
 
 pytestmark = pytest.mark.unproved
@@ -182,3 +183,80 @@ def test_a_manifest_that_speaks_of_a_huge_file_takes_no_memory(path: Path, tmp_p
         tracemalloc.stop()
     assert not report.complete
     assert peak < 32 << 20
+
+
+def parent_page(height: int, child: tuple[int, int, int], entries: int, times: int) -> bytes:
+    """A parent that names one child, (page, pages, sum), so many times."""
+    children = 32 + 4 * times
+    sums = (children + 4 * times + 7) & ~7
+    offsets = (sums + 19 * times + 1) & ~1
+    used = offsets + 2 * (times + 1)
+    data = bytearray(PAGE_BYTES)
+    struct.pack_into("<BBBBHHQIHBB", data, 0, 2, 0, 1, height, times, 0, 1, used, 8, 0, 0)
+    for i in range(times):
+        struct.pack_into("<I", data, 32 + 4 * i, i << 24)
+        struct.pack_into("<I", data, children + 4 * i, child[0])
+        struct.pack_into("<QQ", data, sums + 8 * i, child[2], 0)
+        data[sums + 16 * times + i] = data[sums + 17 * times + i] = child[1]
+        data[sums + 18 * times + i] = 1 if i else 0
+    for i in range(times):
+        struct.pack_into("<Q", data, sums + 8 * (times + i), min(entries, 1 << 47))
+    struct.pack_into(f"<{times + 1}H", data, offsets, *[used] * (times + 1))
+    return bytes(data)
+
+
+def of_repeated_children(path: Path, height: int, times: int) -> dict[bytes, bytes]:
+    """Make a file of one leaf, below parents each of which names the one below it many times. All sums are right."""
+    with mmlsm.Database(path, Settings(durability="off")) as database:
+        database.put_many({b"k%03d" % i: b"v" * 20 for i in range(20)})
+        database.compact()
+        want = dict(database.items())
+    with contextlib.closing(open_file(path, readonly=True, create=False)) as file:
+        manifest = read_root(file).manifest
+    image = bytearray(path.read_bytes())
+    (record,) = manifest.segments()
+    node, entries = (record.root_page, record.root_pages, record.root_sum), record.entries
+    for level in range(1, height + 1):
+        data = parent_page(level, node, entries, times)
+        node, entries = (len(image) // PAGE_BYTES, 1, checksum(data)), entries * times
+        image += data
+    root = dataclasses.replace(
+        record, root_page=node[0], root_pages=1, root_sum=node[2], height=height, entries=min(entries, 1 << 60)
+    )
+    pages = len(image) // PAGE_BYTES
+    with_manifest(image, dataclasses.replace(manifest, levels=(((root,),),), bitmap=(), file_pages=pages))
+    path.write_bytes(image)
+    return want
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["all is sound", "the lowest parent is damaged"])
+@pytest.mark.parametrize(("height", "times"), [(2, 100), (24, 30)])
+def test_a_node_that_parents_name_many_times_comes_out_once_and_is_told_once(
+    path: Path, bring_out: BringOut, height: int, times: int, damaged: bool
+) -> None:
+    want = of_repeated_children(path, height, times)
+    if damaged:
+        image = bytearray(path.read_bytes())
+        at = len(image) // PAGE_BYTES - 1 - height  # the manifest is behind the parents
+        image[at * PAGE_BYTES] ^= 0x40
+        path.write_bytes(image)
+    found, report = bring_out(path)
+    assert found == ({} if damaged else want)  # a damaged parent's children are sought where it was met first
+    assert everything_is_uncertain(report)
+    assert len([damage for damage in report.lost if "two places" in damage.reason]) == height - damaged
+    assert len(report.lost) <= height + 1
+
+
+def test_two_segments_that_have_a_node_in_common_are_told(path: Path, bring_out: BringOut) -> None:
+    want = of_repeated_children(path, 1, 1)
+    with contextlib.closing(open_file(path, readonly=True, create=False)) as file:
+        manifest = read_manifest(file, superblocks.newest(file.pread(0, PAGE_BYTES), b"")[0])
+    (record,) = manifest.segments()
+    twin = dataclasses.replace(record, id=manifest.next_segment_id)
+    levels = (((twin,), (record,)),)
+    image = bytearray(path.read_bytes())
+    with_manifest(image, dataclasses.replace(manifest, levels=levels, next_segment_id=twin.id + 1))
+    path.write_bytes(image)
+    found, report = bring_out(path)
+    assert found == want
+    assert [damage.page for damage in report.lost] == [record.root_page]
