@@ -34,7 +34,7 @@ from mmlsm.format.manifest import NODE_PAGES_MAX
 from mmlsm.format.page import CODEC_RAW, KIND_LEAF, KIND_PARENT
 from mmlsm.read.pages import Pages
 from mmlsm.rescue.report import after
-from mmlsm.rescue.trees import Place, Trees
+from mmlsm.rescue.trees import Met, Place, Trees
 from mmlsm.space.bitmap import Bitmap
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Orphan(NamedTuple):
     birth: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Gap:
     """A damaged parent, and what was found below it."""
 
@@ -70,18 +70,41 @@ class Gap:
     missing: list[Span] = field(default_factory=list)
     certain: bool = False
     """Whether the proved ones are surely its children."""
+    lost: int = 0
+    """Entries that are neither proved nor taken unproved."""
 
-    @property
-    def lost(self) -> int:
-        """Entries that are neither proved nor taken unproved."""
-        return self.place.entries - sum(place.entries for place in (*self.proved, *self.unproved))
+    def __post_init__(self) -> None:
+        self.lost = self.place.entries
+
+    def prove(self, places: list[Place]) -> None:
+        """Take these for its children."""
+        self.proved = places
+        self.lost -= sum(place.entries for place in places)
+
+    def guess(self, place: Place) -> None:
+        """Take this for a child, unproved."""
+        self.unproved.append(place)
+        self.lost -= place.entries
+
+    def drop_guesses(self) -> list[Place]:
+        """Take none unproved; those that were."""
+        places, self.unproved = self.unproved, []
+        self.lost += sum(place.entries for place in places)
+        return places
 
 
 class Search:
-    """The search for the children of all damaged parents of a version."""
+    """The search for the children of all damaged parents of a version. `shared`: as `Met` has it."""
 
     def __init__(
-        self, trees: Trees, manifest: Manifest, place: tuple[int, int], bits: Bitmap | None, *, unproved: bool
+        self,
+        trees: Trees,
+        manifest: Manifest,
+        place: tuple[int, int],
+        bits: Bitmap | None,
+        *,
+        unproved: bool,
+        shared: bool,
     ) -> None:
         self.trees = trees
         self.manifest = manifest
@@ -89,12 +112,16 @@ class Search:
         self._place_of_manifest = place
         self._bits = bits
         self._unproved = unproved
-        self._claimed = Bitmap(max(trees.file.pages, manifest.file_pages))
+        self._shared = shared
+        self._met = Met(shared=shared)
+        self._claimed = Bitmap(max(trees.file.pages, 0 if bits is None else bits.pages))
+        """For all that the file has or its bitmap tells of. What the manifest says beside that may be any number."""
 
     def run(self) -> list[Gap]:
         """Every damaged parent, with what was found; `trees.adopted` leads to it. Cost without one: the parents."""
         roots = [self.trees.root_of(record) for record in self.manifest.segments()]
-        if not any(place.fault and place.height for place in self.trees.walk(roots, leaves=False)):
+        parents = self.trees.walk(roots, Met(shared=self._shared), leaves=False)
+        if not any(place.fault and place.height for place in parents):
             return []
         self._claim([(0, limits.HEADER_PAGES), self._place_of_manifest])
         self._claim((number, 1) for number, _ in self.manifest.bitmap)
@@ -106,10 +133,11 @@ class Search:
         todo = self._descend(roots)
         hidden = self._hidden()
         found = list(orphans_in(self.trees.file, hidden))
+        children = {(one.height, one.sum): one for one in found}
         while todo:
             gap = todo.pop()
             self.gaps.append(gap)
-            todo += self._adopt(gap, found)
+            todo += self._adopt(gap, children)
         for gap in self.gaps:
             gap.missing = self._missing(gap) if gap.lost else []
         if self._bits is not None:
@@ -120,7 +148,7 @@ class Search:
                 gap.certain = certain and all(other is gap for other in guessing)
             if not self._unproved:
                 for gap in guessing:
-                    gap.unproved = []
+                    gap.drop_guesses()
         return self.gaps
 
     # -- which pages are whose
@@ -140,7 +168,7 @@ class Search:
     def _descend(self, places: Iterable[Place]) -> list[Gap]:
         """Claim all that these places lead to; the damaged parents among them."""
         gaps = []
-        for place in self.trees.walk(places):
+        for place in self.trees.walk(places, self._met):
             self._claim([place.node[:2]])
             if place.fault:
                 if place.height:
@@ -160,12 +188,12 @@ class Search:
 
     # -- children that a sum proves
 
-    def _adopt(self, gap: Gap, found: list[Orphan]) -> list[Gap]:
-        """Give a damaged parent the children whose sums it still has; the damaged parents below them."""
+    def _adopt(self, gap: Gap, children: dict[tuple[int, int], Orphan]) -> list[Gap]:
+        """Give a damaged parent the children, by height and sum, whose sums it has; the damaged parents below them."""
         place = gap.place
-        children = {one.sum: one for one in found if one.height == place.height - 1 and one.sum in gap.words}
-        places = [self._place(gap, children[total]) for total in sorted(children, key=gap.words.__getitem__)]
-        gap.proved = [child for child in places if self._is_within(child)]
+        known = [one for word in gap.words if (one := children.get((place.height - 1, word))) is not None]
+        places = [self._place(gap, one) for one in sorted(known, key=lambda one: gap.words[one.sum])]
+        gap.prove([child for child in places if self._is_within(child)])
         self.trees.adopted[place.node[0]] = gap.proved
         return self._descend(gap.proved)
 
@@ -203,43 +231,53 @@ class Search:
 
     def _guess(self, found: list[Orphan]) -> None:
         """Give each gap the leaves that fit it alone, and that no other such leaf overlaps with."""
-        for orphan in found:
-            later = orphan.birth > self.manifest.install
-            if orphan.height or later or self._claimed.any_set(orphan.page, orphan.pages):
-                continue
-            fitting = [gap for gap in self.gaps if gap.lost >= orphan.entries and self._fits(gap, orphan)]
+        leaves = sorted(self._loose_leaves(found), key=lambda leaf: leaf[:2])
+        spans = [(low, high, gap) for gap in self.gaps for low, high in gap.missing]
+        spans.sort(key=lambda span: span[0], reverse=True)
+        around: list[tuple[bytes, bytes | None, Gap]] = []
+        """The spans that begin before the leaf at hand, and do not end before it."""
+        for first, last, orphan in leaves:
+            while spans and spans[-1][0] <= first:
+                around.append(spans.pop())
+            around = [span for span in around if span[1] is None or first < span[1]]
+            fitting = {gap for _, high, gap in around if (high is None or last < high) and is_room(gap, orphan)}
             if len(fitting) == 1:
-                fitting[0].unproved.append(self._place(fitting[0], orphan))
+                (gap,) = fitting
+                gap.guess(self._place(gap, orphan)._replace(low=first, high=after(last)))
         for gap in self.gaps:
-            gap.unproved = without_overlaps(self.trees, gap.unproved)
+            for place in without_overlaps(gap.drop_guesses()):
+                gap.guess(place)
             self._descend(gap.unproved)
         for orphan in sorted(found, key=lambda one: one.height):
             if orphan.height and all(map(self._is_claimed, parent.children_of(self.trees.window, orphan.page))):
                 self._claim([(orphan.page, orphan.pages)])
 
-    def _fits(self, gap: Gap, orphan: Orphan) -> bool:
-        """Whether an orphan's keys ascend, and all lie where a child of this gap is missing."""
-        if orphan.pages > gap.place.record.leaf_pages:
-            return False
-        faults: list[object] = []
-        keys = [entry.key for entry in self.trees.entries_of(self._place(gap, orphan), faults.append)]
-        if not keys or any(a >= b for a, b in itertools.pairwise(keys)):
-            return False
-        return any(low <= keys[0] and (high is None or keys[-1] < high) for low, high in gap.missing)
+    def _loose_leaves(self, found: list[Orphan]) -> Iterator[tuple[bytes, bytes, Orphan]]:
+        """First key, last key: the leaves among these that nothing refers to, that are not too new, and in order."""
+        for orphan in found:
+            later = orphan.birth > self.manifest.install
+            if orphan.height or later or self._claimed.any_set(orphan.page, orphan.pages):
+                continue
+            keys = self.trees.keys_of(orphan.page)
+            if keys and all(a < b for a, b in itertools.pairwise(keys)):
+                yield keys[0], keys[-1], orphan
 
 
-def without_overlaps(trees: Trees, places: list[Place]) -> list[Place]:
-    """These leaves by key, without any whose keys lie among another's."""
-    bounds = []
-    for place in places:
-        first, last = trees.edge_key(place, last=False), trees.edge_key(place, last=True)
-        if first is not None and last is not None:
-            bounds.append((first, last, place))
-    return [
-        place._replace(low=first, high=after(last))
-        for first, last, place in sorted(bounds, key=lambda bound: bound[0])
-        if sum(one <= last and first <= other for one, other, _ in bounds) == 1
-    ]
+def is_room(gap: Gap, orphan: Orphan) -> bool:
+    """Whether a leaf may be a child of this gap, by its entries and its size."""
+    return orphan.entries <= gap.lost and orphan.pages <= gap.place.record.leaf_pages
+
+
+def without_overlaps(places: list[Place]) -> list[Place]:
+    """Of these leaves, by first key, those whose keys do not lie among another's."""
+    alone = []
+    end = b""
+    for i, place in enumerate(places):
+        assert place.high is not None, "each has its own keys for bounds"
+        if end <= place.low and (i + 1 == len(places) or place.high <= places[i + 1].low):
+            alone.append(place)
+        end = max(end, place.high)
+    return alone
 
 
 def words_of(file: File, place: Place) -> dict[int, int]:

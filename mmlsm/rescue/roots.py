@@ -8,7 +8,8 @@ One thread; nothing is written. In this order:
    as ever, by the sums in it; but whether they are the last that there were nobody knows, so all is uncertain.
 3. No manifest: nodes by their structure alone (`relics`); all is uncertain.
 
-I1. A format that this program does not know is refused by name, as at opening.
+I1. A format that this program does not know is refused by name, as at opening, where a sum proves that it is one: in a
+    superblock, in the manifest that one names, in a record of the log that one leads to. Elsewhere it may be damage.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Basis:
     """The last commit that is known to be covered."""
     place: tuple[int, int] = (0, limits.HEADER_PAGES)
     """The manifest's own pages, where a superblock says which they are."""
+    relics: bool = False
+    """Whether the segments are guesses, which may have nodes in common."""
 
 
 def find_basis(file: File, report: SalvageReport) -> Basis:
@@ -65,12 +68,9 @@ def find_basis(file: File, report: SalvageReport) -> Basis:
         basis = of_pages(file, blocks, report)
     if basis is None:
         report.doubt("there is no manifest left: all that was found is nodes that look sound, the youngest first")
-        basis = Basis(relics.manifest_of(file))
-    if basis.bits is None and basis.manifest.bitmap:
-        try:
-            basis.bits = read_bitmap(file, basis.manifest)
-        except (CorruptionError, StorageError) as error:
-            report.note(without_advice(error))
+        basis = Basis(relics.manifest_of(file), relics=True)
+    if basis.manifest.bitmap:
+        basis.bits = bitmap_of(file, basis.manifest, report)
     if blocks:
         replay_logs(file, newer, basis, report)
     else:
@@ -81,6 +81,18 @@ def find_basis(file: File, report: SalvageReport) -> Basis:
     report.seq = basis.seq
     report.closed = any(block.clean for block in blocks[:1])
     return basis
+
+
+def bitmap_of(file: File, manifest: Manifest, report: SalvageReport) -> Bitmap | None:
+    """The free-space bitmap, if it is sound: so it is no larger than the file, each of whose pages it has once."""
+    if len({number for number, _ in manifest.bitmap}) < len(manifest.bitmap):
+        report.note("the manifest names a page of the free-space bitmap twice")
+        return None
+    try:
+        return read_bitmap(file, manifest)
+    except (CorruptionError, StorageError) as error:
+        report.note(without_advice(error))
+        return None
 
 
 def slots_of(file: File) -> list[bytes]:
@@ -122,14 +134,14 @@ def valid_blocks(file: File, report: SalvageReport) -> list[Superblock]:
 def of_superblocks(
     file: File, blocks: list[Superblock], report: SalvageReport
 ) -> tuple[list[Superblock], Basis | None]:
-    """The version of the newest superblock whose manifest is proved, and the superblocks up to that one."""
+    """The version of the newest superblock whose manifest is proved, and the superblocks up to that one (I1)."""
     for i, block in enumerate(blocks):
         try:
             if block.manifest.pages:
                 manifest = read_manifest(file, block)
             else:
                 manifest = Manifest(install=0, uuid=block.uuid)
-        except (CorruptionError, FormatError, StorageError) as error:
+        except (CorruptionError, StorageError) as error:
             report.note(f"generation {block.generation}: {without_advice(error)}")
             continue
         if block.generation < blocks[0].generation - 1:
@@ -213,15 +225,21 @@ def is_backed(file: File, manifest: Manifest) -> bool:
 
 
 def replay_logs(file: File, blocks: list[Superblock], basis: Basis, report: SalvageReport) -> None:
-    """Put the commits of these superblocks' logs over the segments, the oldest first; a hole between two is told."""
+    """Put the commits of these superblocks' logs over the segments, the oldest first.
+
+    A hole between two is told before the commits behind it hide it: those come out too, over what may be older.
+    """
     for block in reversed(blocks):
+        if basis.seq < block.seq:
+            report.doubt(f"commits {basis.seq + 1} to {block.seq} are not all there")
         replay(file, block.log, max(block.seq, basis.seq), basis, report)
-    if basis.seq < blocks[0].seq:
-        report.doubt(f"commits {basis.seq + 1} to {blocks[0].seq} are not all there")
 
 
 def replay(file: File, position: LogPosition, seq: int, basis: Basis, report: SalvageReport | None) -> None:
-    """Put the commits above `seq` of the log at `position` over what there is; those behind damage too, and tell."""
+    """Put the commits above `seq` of the log at `position` over what there is; those behind damage too, and tell.
+
+    Without a `report`, where no superblock led here, it ends before what this program does not know (I1).
+    """
     scan = scan_log(file, position, lambda reference: is_sound(file, reference))
     try:
         take(scan, seq, basis)
@@ -234,7 +252,10 @@ def replay(file: File, position: LogPosition, seq: int, basis: Basis, report: Sa
                 report.doubt(f"the log has nothing whole between commit {scan.seq} and page {there.offset // PAGE}")
                 scan.skip_to(there)
                 take(scan, seq, basis)
-    except (CorruptionError, FormatError, StorageError) as error:
+    except FormatError:
+        if report is not None:
+            raise
+    except (CorruptionError, StorageError) as error:
         if report is not None:
             report.doubt(f"the log breaks off after commit {scan.seq}: {without_advice(error)}; what follows is lost")
 
@@ -274,27 +295,44 @@ def behind(file: File, scan: LogScan, bits: Bitmap) -> Iterator[LogPosition]:
 def replay_found_logs(file: File, basis: Basis) -> None:
     """Without a superblock: the commits above the segments' of the chain of records that leads to the last one.
 
-    A chain begins with any record at the beginning of a page. What it has is right for all keys in it, wherever it
-    begins; two chains with a hole between them would not be.
+    A chain begins with any record at the beginning of a page that no chain before it came to. What it has is right for
+    all keys in it, wherever it begins; two chains with a hole between them would not be.
     """
     best: tuple[int, int] | None = None
     chain: LogPosition | None = None
+    passed: dict[int, int] = {}
     for number, data in pages_of(file):
         header = decode_header(data[:HEADER_BYTES], 0)
-        if header is None or header.kind != COMMIT_RECORD or not header.epoch:
+        if header is None or header.kind != COMMIT_RECORD or not header.epoch or number in passed:
             continue
         position = LogPosition(number, file.pages - number, number * PAGE, header.epoch, header.predecessor)
-        rank = last_commit(file, position), -header.seq
+        rank = last_commit(file, position, passed), -header.seq
         if best is None or rank > best:
             best, chain = rank, position
     if chain is not None:
         replay(file, chain, basis.seq, basis, None)
 
 
-def last_commit(file: File, position: LogPosition) -> int:
-    """The last commit of the chain of records from `position` on."""
+def last_commit(file: File, position: LogPosition, passed: dict[int, int]) -> int:
+    """The last commit of the chain of records from `position` on.
+
+    `passed`: by page, the last commit of the chain that goes on with the record which begins there. What this chain
+    comes to is added, and where it joins one of those it ends, so that no record is read for two chains.
+    """
     scan = scan_log(file, position)
+    start, extents, last = position.offset, 1, 0
+    found = []
     with contextlib.suppress(CorruptionError, FormatError, StorageError):
-        for _ in scan:
-            pass
-    return scan.seq
+        for commit in scan:
+            if len(scan.extents) > extents:  # it came by a link
+                extents = len(scan.extents)
+                start = scan.extents[-1].first * PAGE
+            last = commit.seq
+            if start % PAGE == 0:
+                if start // PAGE in passed:
+                    last = passed[start // PAGE]
+                    break
+                found.append(start // PAGE)
+            start = commit.position.offset
+    passed.update(dict.fromkeys(found, last))
+    return last

@@ -28,7 +28,7 @@ from mmlsm.read.pages import read_chunks, read_payload
 from mmlsm.rescue.orphans import Gap, Search
 from mmlsm.rescue.report import Damage, SalvageReport, after
 from mmlsm.rescue.roots import Basis, find_basis
-from mmlsm.rescue.trees import Entry, Place, Trees
+from mmlsm.rescue.trees import Entry, Met, Place, Trees
 from mmlsm.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def salvage(
     `unproved`: take leaves too that look sound but whose proof is lost with their parent; their keys are listed as
     uncertain. `progress(done, total)` is told entries; what it raises ends the work, and `out` is gone.
     FormatError: no database, or of a format that this program does not know. StorageError: `path` is not there, `out`
-    is there already, or cannot be written. Cost: two reads of the file at most, constant memory for values of any size.
+    is there already, or cannot be written. Cost: in proportion to the file, each page is read a few times at most;
+    constant memory for values of any size.
     """
     out = place_of(out)
     claim(out)
@@ -124,8 +125,12 @@ class Salvager:
         self.total = len(basis.table) + sum(record.entries for record in basis.manifest.segments())
         self._gaps: dict[int, list[Gap]] = {}
         self._runs = [run for level in basis.manifest.levels for run in level]
+        self._met = Met(shared=basis.relics)
         self._prove_filters(basis.manifest)
-        for gap in Search(self.trees, basis.manifest, basis.place, basis.bits, unproved=unproved).run():
+        search = Search(
+            self.trees, basis.manifest, basis.place, basis.bits, unproved=unproved, shared=basis.relics
+        )  # fmt: skip
+        for gap in search.run():
             self._gaps.setdefault(gap.place.record.id, []).append(gap)
             self._tell_gap(gap)
 
@@ -171,6 +176,12 @@ class Salvager:
     def _lose(self, damage: Damage, record: SegmentRecord) -> None:
         self.report.lose(damage, older=self._has_older(record, damage.low, damage.high))
 
+    def _tell_repeated(self) -> None:
+        """A node has one place. Which of several is not its own nobody knows, nor what should be there instead."""
+        for number, place in sorted(self.trees.repeated.items()):
+            damage = Damage(f"page {number}: two places have this node", b"", None, number, place.record.id)
+            self.report.lose(damage, older=True)
+
     # -- what is left
 
     def sources(self) -> Iterator[Iterator[Entry]]:
@@ -188,7 +199,7 @@ class Salvager:
 
     def entries_at(self, places: Iterable[Place], record: SegmentRecord) -> Iterator[Entry]:
         """The entries at and below these places. Damaged leaves are listed, damaged parents have been."""
-        for place in self.trees.walk(places):
+        for place in self.trees.walk(places, self._met):
             if place.height:
                 continue
             if place.fault:
@@ -207,31 +218,33 @@ class Salvager:
             before = entry.key
             yield entry
 
-    def newest(self, progress: Progress | None) -> Iterator[Entry]:
-        """The entry that speaks for each key, tombstones left out (I1)."""
+    def newest(self) -> Iterator[Entry | None]:
+        """The entry that speaks for each key (I1), and None for each tombstone and for each entry that does not."""
         ranked = [zip_rank(source, rank) for rank, source in enumerate(self.sources())]
         before: bytes | None = None
-        for done, (key, _, entry) in enumerate(heapq.merge(*ranked), 1):
-            if progress is not None:
-                progress(done, max(self.total, done))
-            if key != before and entry.value is not None:
-                yield entry
+        for key, _, entry in heapq.merge(*ranked):
+            yield entry if key != before and entry.value is not None else None
             before = key
 
     # -- into the new file
 
     def write_to(self, target: Database, progress: Progress | None) -> None:
         """Put everything that is left into `target`."""
-        entries = self.newest(progress)
+        entries = enumerate(self.newest(), 1)
         more = True
         while more:
             with target.batch() as batch:
-                more = self._fill(batch, entries)
+                more = self._fill(batch, entries, progress)
+        self._tell_repeated()
 
-    def _fill(self, batch: Batch, entries: Iterator[Entry]) -> bool:
-        """Fill a batch; whether there may be more."""
+    def _fill(self, batch: Batch, entries: Iterator[tuple[int, Entry | None]], progress: Progress | None) -> bool:
+        """Fill a batch; whether there may be more. `progress` is told here, for a generator changes what it raises."""
         size = 0
-        for entry in entries:
+        for done, entry in entries:
+            if progress is not None:
+                progress(done, max(self.total, done))
+            if entry is None:
+                continue
             try:
                 size += self._put(batch, entry)
             except LostValue as lost:

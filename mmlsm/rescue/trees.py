@@ -3,12 +3,13 @@
 One thread. The proof of a page is the reader's own (`read/pages`); nothing here decodes a format.
 
 I1. A place's bounds hold all keys of its node: a separator whose extent is damaged makes them wider, never narrower.
+I2. It ends, at a cost within the size of the file: no walk goes into a node twice, whoever else refers to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mmlsm.errors import CorruptionError, StorageError, without_advice
 from mmlsm.format import leaf, page, parent
@@ -18,6 +19,8 @@ from mmlsm.rescue.report import Damage, after, past
 
 if TYPE_CHECKING:
     from mmlsm.file import File
+
+PART_PAGES: Final = 4096
 
 Node = tuple[int, int, int]
 """Page, pages, sum."""
@@ -47,13 +50,47 @@ class Entry(NamedTuple):
     segment: int | None
 
 
+class Met:
+    """Which nodes a walk, or several that are to be one, came to: two bits for each page, in parts made when needed.
+
+    `shared`: different trees may have nodes in common, as those of older versions have, so each tree has its own bits.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self._shared = shared
+        self._parts: dict[tuple[int, int], bytearray] = {}
+
+    def is_sound(self, place: Place) -> bool:
+        """Whether the node was met and is sound."""
+        bits, at, mask = self._bit(place, 0)
+        return bits[at] & mask != 0
+
+    def again(self, place: Place) -> bool:
+        """Note a node that was looked at; whether it was met before, as sound as now."""
+        bits, at, mask = self._bit(place, 1 if place.fault else 0)
+        before = bits[at] & mask
+        bits[at] |= mask
+        return before != 0
+
+    def _bit(self, place: Place, which: int) -> tuple[bytearray, int, int]:
+        """Where the first (sound) or second (damaged) bit of a node is: a part, a byte, and the bit in it."""
+        part, at = divmod(place.node[0], PART_PAGES)
+        key = place.record.id if self._shared else 0, part
+        bits = self._parts.get(key)
+        if bits is None:
+            bits = self._parts[key] = bytearray(PART_PAGES // 4)
+        return bits, at // 4, 1 << at % 4 * 2 + which
+
+
 class Trees:
-    """The segments of one file. `adopted`: what was found of the children of a damaged parent, by its page."""
+    """The segments of one file. `adopted`: what was found of the children of a damaged parent, by its page; `repeated`:
+    the nodes that a walk came to again, by page."""
 
     def __init__(self, file: File) -> None:
         self.file = file
         self.window = file.whole_window()
         self.adopted: dict[int, list[Place]] = {}
+        self.repeated: dict[int, Place] = {}
         self._file_pages = file.pages
         self._pages: dict[int, Pages] = {}
 
@@ -62,14 +99,23 @@ class Trees:
         node = record.root_page, record.root_pages, record.root_sum
         return Place(record, node, record.height, record.first_key, after(record.last_key), record.entries)
 
-    def walk(self, places: Iterable[Place], *, leaves: bool = True) -> Iterator[Place]:
-        """Each node at and below these, looked at, parents first. Below a damaged one: what was adopted."""
+    def walk(self, places: Iterable[Place], met: Met, *, leaves: bool = True) -> Iterator[Place]:
+        """Each node at and below these, looked at, parents first. Below a damaged one: what was adopted.
+
+        A node that was met before is passed by, and noted among the repeated ones (I2); but one whose sum was wrong at
+        one place may be sound at another.
+        """
         todo = [*places][::-1]
         while todo:
             place = todo.pop()
             if place.height == 0 and not leaves:
                 continue
-            place = place._replace(fault=self.fault_of(place))
+            sound = met.is_sound(place)
+            if not sound:
+                place = place._replace(fault=self.fault_of(place))
+            if sound or met.again(place):
+                self.repeated.setdefault(place.node[0], place)
+                continue
             yield place
             if place.fault:
                 todo += reversed(self.adopted.get(place.node[0], []))
@@ -122,6 +168,11 @@ class Trees:
                 return self.whole_key(inline, reference)
             place = self.children_of(place)[-1 if last else 0]
         return None
+
+    def keys_of(self, number: int) -> list[bytes]:
+        """The keys of the sound leaf in a page, but for those that damage hides."""
+        keys = (self.whole_key(inline, more) for inline, _, more, _ in leaf.entries_of(self.window, number))
+        return [key for key in keys if key is not None]
 
     def extents_of(self, place: Place) -> list[Reference]:
         """The extents that a sound leaf refers to: of long keys and of long values."""

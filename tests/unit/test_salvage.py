@@ -78,6 +78,20 @@ def test_progress_ends_the_work_and_leaves_nothing_behind(original: Original, tm
     assert not (tmp_path / "out.db").exists()
 
 
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration, GeneratorExit, RuntimeError, KeyboardInterrupt])
+def test_what_progress_raises_comes_out_as_it_is(original: Original, tmp_path: Path, kind: type[BaseException]) -> None:
+    own = kind("enough")
+
+    def tell(done: int, total: int) -> None:
+        if done == total // 2:
+            raise own
+
+    with pytest.raises(kind) as caught:
+        mmlsm.salvage(original.damaged(), tmp_path / "out.db", progress=tell)
+    assert caught.value is own
+    assert not (tmp_path / "out.db").exists()
+
+
 def test_what_is_there_already_is_never_written_to(original: Original, tmp_path: Path) -> None:
     path = original.damaged()
     (tmp_path / "dangling.db").symlink_to(tmp_path / "nowhere")
