@@ -45,6 +45,7 @@ FAULTS: Final = {
     13: "bytes per sum differ from what this version knows",
     14: "separator out of range",
     15: "child out of range",
+    16: "past the end of the file, which was cut",
 }
 
 

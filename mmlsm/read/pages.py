@@ -134,11 +134,16 @@ class Pages:
         return self.window.verified[page] == 1
 
     def touch_nodes(self, nodes: list[tuple[int, int, int]], height: cython.int) -> None:
-        """Prove nodes (page, pages, sum) of one height, reading neighbours of up to 1 MiB in one go."""
+        """Prove nodes (page, pages, sum) of one height, reading neighbours of up to 1 MiB in one go.
+
+        Those that were proved before must still be there: others may have cut the file since.
+        """
         at: cython.Py_ssize_t = 0
         while at < len(nodes):
             first, count, _ = nodes[at]
             if self.is_proved(first):
+                if first + count > self.file.pages:
+                    raise fault(16, first, self.segment_id)
                 if self.window.m8[(first << 12) + 3] != height:  # proved as a node of another place in the tree
                     raise fault(4, first, self.segment_id)
                 at += 1

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from mmlsm.errors import CorruptionError
 from mmlsm.format.manifest import Level, SegmentRecord
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.write.merge_policy import Drain, Shape, Slice, TierMerge, next_slice, shape_of, slice_target
@@ -83,6 +84,7 @@ class MergeJobs:
 
     def run(self, version: Version, chosen: TierMerge | Drain, under_way: UnderWay = NOTHING) -> None:
         """Do what was planned for `version`, in the middle of what is under way."""
+        self.prove_length()
         if isinstance(chosen, TierMerge):
             aside = self.is_long(version, chosen.ids) and self.set_aside(chosen.ids, chosen.into)
             # What comes in between goes into a tier before, so that it does not nest without end.
@@ -93,6 +95,13 @@ class MergeJobs:
             tiers = len(shape_of(levels_of(version)).tiers)
             below = tiers if aside else tier_of(version, chosen.ids)
             self.drain(version, chosen, UnderWay(frozenset(chosen.ids), below))
+
+    def prove_length(self) -> None:
+        """CorruptionError where others have cut the file: to read through the map what is gone would kill."""
+        space, file = self.store.allocator, self.store.file
+        before, pages = space.total, file.pages
+        if pages < min(before, space.total):  # we may have cut it in between
+            raise CorruptionError(f"page {pages}: the file ends here, another program has cut it", page=pages)
 
     def is_long(self, version: Version, ids: tuple[int, ...]) -> bool:
         """Whether newer runs may come to wait while these are merged, and some of these are in the tiers."""
@@ -199,6 +208,7 @@ class MergeJobs:
         bottom = bottom_of(version)
         if bottom is None:
             return -1
+        self.prove_length()
         result = rework(
             self.shop(UnderWay(below=len(version.levels))),
             bottom,

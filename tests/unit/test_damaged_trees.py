@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 import mmlsm
+from file_rig import in_forked_child
 from mmlsm.cli.pages_by_owner import nodes_of
+from mmlsm.limits import PAGE_BYTES
 from mmlsm.settings import Settings
 from rig.damage.patient import Patient, opened
 from rig.damage.seeds import TINY
@@ -68,3 +71,23 @@ def test_a_walk_over_the_nodes_meets_each_once(folded: Patient, run: Callable[..
     for command in ("levels", "map", "page"):
         arguments = ["5"] if command == "page" else []
         assert run(command, folded.path, *arguments)[0] in (0, 1, 3)
+
+
+def test_a_merge_does_not_read_what_was_proved_and_then_cut_off(path: Path) -> None:
+    """No SIGBUS: it asks for the file's length before it reads a node again that it knows."""
+    pairs = {b"%06d" % i: bytes(500) for i in range(600)}
+    with mmlsm.Database(path, Settings(leaf_bytes=4096, auto_merge=False)) as db:
+        db.update(pairs)
+        db.compact()
+        db.update({b"%06d" % i: b"new" for i in range(0, 600, 7)})
+        db._engine.flush()
+
+    def merge() -> str:
+        db = mmlsm.Database(path, Settings(leaf_bytes=4096, auto_merge=False))
+        assert len(dict(db.items())) == 600  # every page is read
+        os.truncate(path, 4 * PAGE_BYTES)
+        with pytest.raises(mmlsm.Error):
+            db.compact()
+        return "told"
+
+    assert in_forked_child(merge) == repr("told")

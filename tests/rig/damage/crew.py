@@ -77,13 +77,14 @@ class Hand:
             self.at, self.since = trial, time.monotonic()
         return self.begin < self.end and time.monotonic() - self.since > SILENCE_S
 
-    def finish(self) -> None:
+    def finish(self) -> int:
+        """End it, if it lives; its exit code."""
         self.crew.selector.unregister(self.popen.stdout)
         for pipe in (self.popen.stdin, self.popen.stdout):
             assert pipe is not None
             pipe.close()
         self.popen.kill()
-        self.popen.wait()
+        return self.popen.wait()
 
 
 @dataclass
@@ -174,10 +175,10 @@ class Crew:
             hand.popen.send_signal(signal.SIGUSR1)  # it writes down where it is
             time.sleep(0.5)
             hand.popen.kill()
-        code = hand.popen.wait()
+        hand.popen.wait()
+        code = hand.finish()
         text = f"the process {how} ({code}):\n{hand.errors.read_text()[-3000:]}"
         self.figures.findings.append({"seeds": str(self.seeds), "finding": text, "trial": trial})
-        self.selector.unregister(hand.popen.stdout)
         hand.start()
         hand.give(trial + 1, hand.end)
 

@@ -373,8 +373,9 @@ class Trial:
     # -- writing
 
     def writing(self, verify: Any) -> None:
+        cut = self.rng.random() < 0.08  # then nothing is read before it, by merges neither: what was is not promised
         settings = Settings(
-            verify=verify, leaf_bytes=4096, node_entries_max=8, auto_merge=self.rng.random() < 0.3,
+            verify=verify, leaf_bytes=4096, node_entries_max=8, auto_merge=self.rng.random() < 0.3 and not cut,
             durability=self.rng.choice(["full", "group", "off"]), log_extent_bytes=1 << 16, create=False,
         )  # fmt: skip
         db = self.ask("open for writing", lambda: mmlsm.Database(self.path, settings))
@@ -383,7 +384,7 @@ class Trial:
             return
         self.tally["opened for writing"] += 1
         try:
-            if self.rng.random() < 0.08:
+            if cut:
                 self.cut_under_writer(db)
                 return
             self.questions(db)
