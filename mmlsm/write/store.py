@@ -298,7 +298,7 @@ class Store:
             next_segment_id=max([present.next_segment_id, *(record.id + 1 for record in records)]),
             file_pages=self.allocator.total,
         )
-        place = self.allocator.reserve(self._manifest_pages(manifest))
+        place = self.allocator.reserve(self._manifest_pages(manifest), early=True)
         own.append(place)
         fresh: list[Extent] = []
         changed: set[int] = set()
@@ -307,7 +307,7 @@ class Store:
             changed.update(bits.changed_since(self.bits), range(len(present.bitmap), bits.page_count))
             if len(changed) == len(fresh):
                 break
-            fresh.append(self.allocator.reserve(1))
+            fresh.append(self.allocator.reserve(1, early=True))
             own.append(fresh[-1])
         bitmap = list(present.bitmap[: bits.page_count])
         bitmap += [(0, 0)] * (bits.page_count - len(bitmap))
