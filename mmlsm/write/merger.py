@@ -391,13 +391,14 @@ class Merger(Worker):
     def unpin(self, entry: Entry[tuple[int, list[Segment]]]) -> None:
         """A version is gone. Once for each, however often it is told; where memory fails, again from there."""
         store, (install, segments) = self.store, entry.what
-        if store.versions.get(install) is entry:
+        number = id(entry)
+        if store.versions.get(number) is entry:
             while segments:
                 segments[-1].lock.release_shared()
                 del segments[-1]
             store.made_at.pop(install, None)
             store.reclaimer.unpin(install)
-            del store.versions[install]
+            del store.versions[number]
 
     def reclaim(self) -> None:
         """Free what no pinned version sees, tear down segments that are gone, cut the file's free tail off."""

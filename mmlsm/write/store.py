@@ -111,7 +111,10 @@ class Store:
         self.bits = bits
         self.segments: dict[int, Segment] = {}
         self.versions: dict[int, Entry[tuple[int, list[Segment]]]] = {}
-        """How the merge thread is told that a version is gone; its own to clear."""
+        """How the merge thread is told that a version is gone, by the entry's `id`; its own to clear.
+
+        Not by the install's number: what a failed install made of it may still be held when it is tried again.
+        """
         self.made_at: dict[int, float] = {}
         """When each version that is still held was made (`time.monotonic`), for `stats()`."""
         self.installs = 0
@@ -137,7 +140,8 @@ class Store:
             self.made_at[install] = time.monotonic()
             version = Version(install, seq, levels, self.file.pin)
             # Last, for from then on it is unpinned when it goes.
-            self.versions[install] = entry_of(version, self.released.put, (install, list(version.segments)))
+            entry = entry_of(version, self.released.put, (install, list(version.segments)))
+            self.versions[id(entry)] = entry
         except BaseException:
             for segment in () if version is None else version.segments:
                 segment.lock.release_shared()

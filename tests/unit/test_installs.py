@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -68,6 +69,29 @@ def test_an_install_that_fails_gives_its_own_pages_back(open_db: Any) -> None:
             store.install(channel, Edit(unchanged))
         assert store.allocator.counts().reserved == before, f"after {writes} writes"
     assert store.install(store.file.channel(), Edit(unchanged)) == store.manifest.install
+
+
+def test_a_version_that_an_install_made_in_vain_is_unpinned_though_it_was_made_again(open_db: Any) -> None:
+    """The install is tried again under the same number while an error's traceback still holds what it made before."""
+    db = open_db(auto_merge=False)
+    db[b"a"] = b"1"
+    db._engine.flush()
+    store, plain = db._engine.store, db._engine.store._switch
+
+    def in_vain(*_: Any) -> None:
+        raise MemoryError
+
+    store._switch = in_vain
+    with pytest.raises(MemoryError) as caught:
+        store.install(store.file.channel(), Edit(unchanged))
+    store._switch = plain
+    number = store.install(store.file.channel(), Edit(unchanged))
+    del caught
+    gc.collect()
+    store.install(store.file.channel(), Edit(unchanged))
+    assert eventually(lambda: store.reclaimer.pinned() == [number + 1])
+    (segment,) = store.segments.values()
+    assert segment.lock.shared_count == 1
 
 
 def fail_after(outcomes: Iterator[None], error: Exception) -> tuple[()]:
