@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmlsm import limits
 from mmlsm.errors import Error
@@ -66,14 +66,25 @@ class Edit:
     without_tables: tuple[Any, ...] = ()
 
 
+class Following(NamedTuple):
+    """The next generation of the superblock, with all that its writing takes, so that it fails before if at all."""
+
+    block: Superblock
+    image: bytes
+    slots: list[int]
+    """Into which it is still to be written, in this order."""
+    order: tuple[int, int]
+    """That of the generation after it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A manifest written to fresh pages, not yet named by a superblock; `outdated` is what it takes the place of."""
 
     manifest: Manifest
-    reference: Reference
     bits: Bitmap
     outdated: list[Extent]
+    following: Following
 
 
 class Store:
@@ -179,15 +190,19 @@ class Store:
 
     # -- superblock
 
-    def write_superblock(self, channel: Channel, **changes: Any) -> None:
-        """Make the next generation durable in both slots (R1). REQUIRES install_lock.
-
-        Into that slot first which was older, or damaged, at open, and from then on in turn (`order_of`). Ctrl-C and
-        the like wait until all is done that hangs on it: `raise_struck` lets them out.
-        """
+    def following(self, **changes: Any) -> Following:
+        """The next generation, with these changes. REQUIRES install_lock until it is written."""
         block = replace(self.superblock, generation=self.superblock.generation + 1, **changes)
-        image = block.encode()
-        after, left, tries = order_of(block.generation + 1), list(self.slot_order), 0
+        return Following(block, block.encode(), list(self.slot_order), order_of(block.generation + 1))
+
+    def write_superblock(self, channel: Channel, following: Following | None = None, **changes: Any) -> None:
+        """Make the next generation, that given or one with these changes, durable in both slots (R1).
+
+        REQUIRES install_lock. Into that slot first which was older, or damaged, at open, and from then on in turn
+        (`order_of`). Ctrl-C and the like wait until all is done that hangs on it: `raise_struck` lets them out.
+        """
+        block, image, left, order = following or self.following(**changes)
+        tries = 0
         struck: BaseException | None = None
         try:
             while True:
@@ -196,7 +211,7 @@ class Store:
                         with Headroom(struck):
                             channel.pwrite_durably(left[0] * limits.PAGE_BYTES, image)
                         del left[0]
-                    self.superblock, self.slot_order, self.struck = block, after, struck or self.struck
+                    self.superblock, self.slot_order, self.struck = block, order, struck or self.struck
                     return
                 except (Error, MemoryError):
                     raise
@@ -246,19 +261,23 @@ class Store:
                 for extent in own:
                     self.allocator.give_back(extent)
                 raise
-            self._switch(channel, edit, draft, number)
-            try:
-                self._adopt(edit, draft, own, version)
-            except BaseException as error:  # no memory, Ctrl-C: what is free is no longer known (I3)
-                self.file.failure = self.file.failure or self.file.cut_off
-                self.file.sync_failed(OSError(errno.EIO, f"an install was cut off: {error!r}"))
-                raise
+            self._switch(channel, edit, draft, own, version)
         try:  # the install stands, so nothing may come out of here
             for tell in self.on_install:
                 tell()
         except MemoryError:
             pass
         return number
+
+    def _switch(self, channel: Channel, edit: Edit, draft: Draft, own: list[Extent], version: Version) -> None:
+        """Write the superblock, and go by it. REQUIRES install_lock."""
+        self.write_superblock(channel, draft.following)
+        try:
+            self._adopt(edit, draft, own, version)
+        except BaseException as error:  # no memory, Ctrl-C: what is free is no longer known (I3)
+            self.file.failure = self.file.failure or self.file.cut_off
+            self.file.sync_failed(OSError(errno.EIO, f"an install was cut off: {error!r}"))
+            raise
 
     def _adopt(self, edit: Edit, draft: Draft, own: list[Extent], version: Version) -> None:
         """What is durable becomes what is known and seen. REQUIRES install_lock."""
@@ -332,17 +351,18 @@ class Store:
         assert len(data) <= size, "the manifest outgrew its estimate"
         channel.pwrite(place.first * limits.PAGE_BYTES, data.ljust(size, b"\0"))
         self.bytes_installed += size + len(fresh) * limits.PAGE_BYTES
-        return Draft(manifest, Reference(len(data), place.first, place.count, checksum(data)), bits, outdated)
+        reference = Reference(len(data), place.first, place.count, checksum(data))
+        return Draft(manifest, bits, outdated, self._following(edit, reference, number))
 
     def _manifest_pages(self, draft: Manifest) -> int:
         """Pages that the manifest will take at most, once its bitmap and what it replaces are entered."""
         chunks = self.allocator.total // BITMAP_PAGE_BITS + 4
         return -(-(len(draft.encode()) + 24 * chunks + 8 * len(self.manifest.bitmap) + 128) // limits.PAGE_BYTES)
 
-    def _switch(self, channel: Channel, edit: Edit, draft: Draft, number: int) -> None:
-        """The superblock's part of an install."""
+    def _following(self, edit: Edit, reference: Reference, number: int) -> Following:
+        """The superblock of an install, which names its manifest."""
         changes: dict[str, Any] = {
-            "manifest": draft.reference,
+            "manifest": reference,
             "install": number,
             "clean": edit.clean,
             "file_pages": self.allocator.total,
@@ -354,7 +374,7 @@ class Store:
         last = edit.seq if edit.seq is not None else self.superblock.seq
         ceiling = max(self.superblock.seq_ceiling, last + limits.SEQ_CEILING_STEP)
         changes["seq_ceiling"] = last if edit.clean else ceiling
-        self.write_superblock(channel, **changes)
+        return self.following(**changes)
 
 
 def sync_early(channel: Channel, written: int) -> None:

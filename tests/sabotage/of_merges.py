@@ -67,11 +67,11 @@ PLANTED = (
                 for extent in own:
                     self.allocator.give_back(extent)
                 raise
-            self._switch(channel, edit, draft, number)
+            self._switch(channel, edit, draft, own, version)
 """,
         """            except BaseException:
                 raise
-            self._switch(channel, edit, draft, number)
+            self._switch(channel, edit, draft, own, version)
 """,
         ("unit/test_installs.py::test_an_install_that_fails_gives_its_own_pages_back",),
     ),

@@ -214,14 +214,14 @@ PLANTED = (
     Sabotage(
         "reclaimed-before-durable", "1 2 12", "pages are free, and cut off, before the superblock that frees them",
         "write/store.py",
-        "            self._switch(channel, edit, draft, number)\n            try:\n"
-        "                self._adopt(edit, draft, own, version)\n",
+        "        self.write_superblock(channel, draft.following)\n        try:\n"
+        "            self._adopt(edit, draft, own, version)\n",
         """\
-            try:
-                self._adopt(edit, draft, own, version)
-                self.reclaimer.reclaim(number)
-                self.allocator.truncate()
-                self._switch(channel, edit, draft, number)
+        try:
+            self._adopt(edit, draft, own, version)
+            self.reclaimer.reclaim(draft.manifest.install)
+            self.allocator.truncate()
+            self.write_superblock(channel, draft.following)
 """,
         (f"{CRASH_IMAGES}[emptied]", f"{CRASH_IMAGES}[creation in place]"),
     ),

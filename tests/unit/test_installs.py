@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import mmlsm
 from commit_rig import eventually, in_threads
 from mmlsm.file import System
+from mmlsm.format.superblock import Superblock
 from mmlsm.limits import HEADER_PAGES, PAGE_BYTES
 from mmlsm.settings import Settings
 from mmlsm.write.store import Edit
@@ -69,6 +71,31 @@ def test_an_install_that_fails_gives_its_own_pages_back(open_db: Any) -> None:
             store.install(channel, Edit(unchanged))
         assert store.allocator.counts().reserved == before, f"after {writes} writes"
     assert store.install(store.file.channel(), Edit(unchanged)) == store.manifest.install
+
+
+@pytest.mark.parametrize("where", ["mmlsm.write.store.replace", "mmlsm.write.store.Superblock.encode"])
+def test_an_install_without_memory_for_its_superblock_gives_its_own_pages_back(
+    open_db: Any, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    db = open_db(auto_merge=False)
+    db[b"a"] = b"1"
+    db._engine.flush()
+    store, plain = db._engine.store, replace
+    before = store.allocator.counts().reserved
+
+    def no_memory(what: Any, **changes: Any) -> Any:
+        if isinstance(what, Superblock):
+            raise MemoryError
+        return plain(what, **changes)
+
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, no_memory)
+            with pytest.raises(MemoryError):
+                store.install(store.file.channel(), Edit(unchanged))
+        assert store.allocator.counts().reserved == before
+    assert store.install(store.file.channel(), Edit(unchanged)) == store.manifest.install
+    assert eventually(lambda: store.reclaimer.pinned() == [store.manifest.install])
 
 
 def test_a_version_that_an_install_made_in_vain_is_unpinned_though_it_was_made_again(open_db: Any) -> None:
