@@ -298,10 +298,7 @@ class Store:
             self.set_state(tables, version)
 
     def _write_manifest(self, channel: Channel, edit: Edit, number: int, own: list[Extent]) -> Draft:
-        """Write manifest and changed bitmap pages to fresh pages, noting in `own` what is reserved for them.
-
-        The bitmap marks its own pages, so pages are reserved until nothing more changes.
-        """
+        """Write manifest and changed bitmap pages to fresh pages, noting in `own` what is reserved for them."""
         present = self.manifest
         levels = edit.levels(present.levels, number)
         assert age_fault(levels) is None, age_fault(levels)
@@ -321,20 +318,10 @@ class Store:
             next_segment_id=max([present.next_segment_id, *(record.id + 1 for record in records)]),
             file_pages=self.allocator.total,
         )
-        place = self.allocator.reserve(self._manifest_pages(manifest), early=True)
-        own.append(place)
-        fresh: list[Extent] = []
-        changed: set[int] = set()
-        while True:
-            bits = self.allocator.live_bits(extra_live=[*edit.commit, *own])
-            changed.update(bits.changed_since(self.bits), range(len(present.bitmap), bits.page_count))
-            if len(changed) == len(fresh):
-                break
-            fresh.append(self.allocator.reserve(1, early=True))
-            own.append(fresh[-1])
+        place, bits, changed = self._reserve_for(manifest, edit, own)
         bitmap = list(present.bitmap[: bits.page_count])
         bitmap += [(0, 0)] * (bits.page_count - len(bitmap))
-        for index, extent in zip(sorted(changed), fresh, strict=True):
+        for index, extent in changed:
             data = bits.page_bytes(index)
             channel.pwrite(extent.first * limits.PAGE_BYTES, data)
             bitmap[index] = (extent.first, checksum(data))
@@ -350,13 +337,41 @@ class Store:
         size = place.count * limits.PAGE_BYTES
         assert len(data) <= size, "the manifest outgrew its estimate"
         channel.pwrite(place.first * limits.PAGE_BYTES, data.ljust(size, b"\0"))
-        self.bytes_installed += size + len(fresh) * limits.PAGE_BYTES
+        self.bytes_installed += size + len(changed) * limits.PAGE_BYTES
         reference = Reference(len(data), place.first, place.count, checksum(data))
         return Draft(manifest, bits, outdated, self._following(edit, reference, number))
 
-    def _manifest_pages(self, draft: Manifest) -> int:
-        """Pages that the manifest will take at most, once its bitmap and what it replaces are entered."""
-        chunks = self.allocator.total // BITMAP_PAGE_BITS + 4
+    def _reserve_for(
+        self, draft: Manifest, edit: Edit, own: list[Extent]
+    ) -> tuple[Extent, Bitmap, list[tuple[int, Extent]]]:
+        """Pages for a manifest, the bitmap that it is to name, and pages for those of its pages that change, by index.
+
+        The bitmap marks its own pages, so pages are reserved until nothing more changes. Who writes a value reserves
+        meanwhile too: where the file has grown so much that the manifest needs more, it gets a larger place. Each time
+        that takes 512 MiB of growth at least, so it ends.
+        """
+        place = self.allocator.reserve(self._manifest_pages(draft, self.allocator.total), early=True)
+        own.append(place)
+        fresh: list[Extent] = []
+        changed: set[int] = set()
+        while True:
+            bits = self.allocator.live_bits(extra_live=[*edit.commit, *own])
+            changed.update(bits.changed_since(self.bits), range(len(self.manifest.bitmap), bits.page_count))
+            if len(fresh) < len(changed):
+                fresh.append(self.allocator.reserve(1, early=True))
+                own.append(fresh[-1])
+            elif self._manifest_pages(draft, bits.pages, spare=0) > place.count:
+                outgrown, place = place, self.allocator.reserve(self._manifest_pages(draft, bits.pages), early=True)
+                own.append(place)
+                self.allocator.give_back(outgrown)
+                own.remove(outgrown)
+            else:
+                return place, bits, list(zip(sorted(changed), fresh, strict=True))
+
+    def _manifest_pages(self, draft: Manifest, total: int, spare: int = 3) -> int:
+        """Pages that the manifest of a file of `total` pages will take at most, once its bitmap and what it replaces
+        are entered; with room for so many more bitmap pages."""
+        chunks = total // BITMAP_PAGE_BITS + 1 + spare
         return -(-(len(draft.encode()) + 24 * chunks + 8 * len(self.manifest.bitmap) + 128) // limits.PAGE_BYTES)
 
     def _following(self, edit: Edit, reference: Reference, number: int) -> Following:

@@ -121,8 +121,8 @@ PLANTED = (
     Sabotage(
         "bitmap-not-written", "2 12", "only new bitmap pages are written, never those that changed",
         "write/store.py",
-        "changed.update(bits.changed_since(self.bits), range(len(present.bitmap), bits.page_count))",
-        "changed.update(range(len(present.bitmap), bits.page_count))",
+        "changed.update(bits.changed_since(self.bits), range(len(self.manifest.bitmap), bits.page_count))",
+        "changed.update(range(len(self.manifest.bitmap), bits.page_count))",
         (
             f"{CRASH_IMAGES}[creation in zeros]",
             "unit/test_database.py::test_space_comes_back_when_everything_is_deleted",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from mmlsm.settings import Settings
 from mmlsm.write.store import Edit
 
 PATIENCE_S = 20
+GROWTH_PAGES = 24 << 18
+"""24 GiB: the bitmap pages of so much are more than a page of a manifest names."""
 
 
 def unchanged(levels: Any, number: int) -> Any:
@@ -119,6 +122,36 @@ def test_a_version_that_an_install_made_in_vain_is_unpinned_though_it_was_made_a
     assert eventually(lambda: store.reclaimer.pinned() == [number + 1])
     (segment,) = store.segments.values()
     assert segment.lock.shared_count == 1
+
+
+def test_a_file_that_grows_much_while_a_manifest_is_made_gets_a_larger_one(
+    open_db: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes large values reserves without the install lock; here so much, twice, that a page is not enough."""
+    db = open_db(auto_merge=False)
+    db[b"a"] = b"1"
+    db._engine.flush()
+    store = db._engine.store
+    plain, calls, growth = store._manifest_pages, itertools.count(), []
+
+    def manifest_pages(*arguments: Any, **how: Any) -> int:
+        pages = plain(*arguments, **how)
+        if next(calls) in (0, 2):  # the first place, and that which takes its place
+            growth.append(store.allocator.reserve(GROWTH_PAGES))
+        return int(pages)
+
+    db[b"b"] = b"2"
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_manifest_pages", manifest_pages)
+        db._engine.flush()
+    assert len(growth) == 2
+    assert store.superblock.manifest.pages == 3
+    for extent in growth:
+        store.allocator.give_back(extent)
+    db[b"c"] = b"3"
+    db.compact()
+    assert dict(db.items()) == {b"a": b"1", b"b": b"2", b"c": b"3"}
+    assert (store.superblock.manifest.pages, path.stat().st_size < 1 << 20) == (1, True)
 
 
 def fail_after(outcomes: Iterator[None], error: Exception) -> tuple[()]:
