@@ -149,18 +149,19 @@ class Allocator:
 
     # reserve
 
-    def reserve(self, count: int, claim: Claim | None = None) -> Extent:
+    def reserve(self, count: int, claim: Claim | None = None, *, early: bool = False) -> Extent:
         """`count` contiguous pages: free ones by the policy, else at the end of the file, which grows.
 
         StorageError when the file cannot grow.
         """
-        return self.reserve_up_to(count, count, claim)
+        return self.reserve_up_to(count, count, claim, early=early)
 
-    def reserve_up_to(self, most: int, least: int, claim: Claim | None = None) -> Extent:
+    def reserve_up_to(self, most: int, least: int, claim: Claim | None = None, *, early: bool = False) -> Extent:
         """The earliest free extent of at least `least` pages, as far as `most` of them; else `most` at the file's end.
 
         The file's free tail counts as endless. Policy "best" takes the smallest extent of `most` pages where there is
-        one. What is not used is given back; it is noted in `claim`.
+        one, unless `early`: who moves something to the front of the file. What is not used is given back; it is noted
+        in `claim`.
 
         StorageError when the file cannot grow.
         """
@@ -168,7 +169,7 @@ class Allocator:
         with self._lock:
             self._before = None
             try:
-                found = (self._free.smallest(most) if self._best else None) or self._free.earliest(least)
+                found = (self._free.smallest(most) if self._best and not early else None) or self._free.earliest(least)
                 if found is None or found.end == self._total:
                     tail = self._tail()
                     first = tail.first if tail else self._total

@@ -213,7 +213,7 @@ class LogWriter:
         before, self._pages_next = self._pages_next, min(EXTENT_PAGES_FIRST, self._pages_most)
         extent = None
         try:
-            extent = self._reserve(0)
+            extent = self._reserve(0, early=True)
             self._link(extent)
         except BaseException:
             self._pages_next = before
@@ -266,10 +266,10 @@ class LogWriter:
         self._spare = None
         return spare
 
-    def _reserve(self, length: int) -> Extent:
+    def _reserve(self, length: int, *, early: bool = False) -> Extent:
         """An extent for at least one commit of `length` bytes, its blocks allocated (R2); twice the one before."""
         pages = max(self._pages_next, -(-(RECORD_BYTES + length + LINK_BYTES) // PAGE))
-        extent = self._allocator.reserve(pages)
+        extent = self._allocator.reserve(pages, early=early)
         try:
             self._file.preallocate(extent.first, extent.count)
         except BaseException:

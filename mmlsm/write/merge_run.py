@@ -293,11 +293,16 @@ def cut_out(
     )
 
 
-def like(shop: Workshop, record: SegmentRecord) -> SegmentWriter:
+def like(shop: Workshop, record: SegmentRecord, *, early: bool = False) -> SegmentWriter:
     """A writer of nodes of a segment's size, without a filter."""
-    leaf_bytes = record.leaf_pages * limits.PAGE_BYTES
     return SegmentWriter(
-        shop.channel, shop.allocator, shop.settings, birth=shop.birth, leaf_bytes=leaf_bytes, expected_entries=0
+        shop.channel,
+        shop.allocator,
+        shop.settings,
+        birth=shop.birth,
+        leaf_bytes=record.leaf_pages * limits.PAGE_BYTES,
+        expected_entries=0,
+        early=early,
     )
 
 
@@ -358,9 +363,9 @@ def rework(
     shop: Workshop, segment: Segment, *, segment_id: int, cut: int, fullness_min: float, most: int
 ) -> MergeResult | None:
     """Write those leaves and extents of the bottom anew that stand at or above page `cut`, or that are less full than
-    that; about `most` pages of them. None where there was nothing to do."""
+    that; about `most` pages of them, into the earliest free ones. None where there was nothing to do."""
     record = segment.record
-    writer = like(shop, record)
+    writer = like(shop, record, early=True)
     source = Merged(segment, shop.settings, reuse=True)
     source.rework(cut, fullness_min, most)
     run = Run(shop, writer, [source], merge.DROP, cut)

@@ -85,7 +85,7 @@ class Merger(Worker):
         self.installed_at = time.monotonic()
         self.expecting = False
         self.reclaimed_at = 0.0
-        self.relocated_at = 0
+        self.relocated_at = self.relocated_pages = 0
         self.relocating = False
         self.request: Compaction | None = None
         self.channel: Channel | None = None
@@ -285,13 +285,19 @@ class Merger(Worker):
                 if smaller > SMALLER_MOST:
                     break
 
-    def relocate(self, jobs: MergeJobs, most: int) -> bool:
-        """Move up to about `most` pages at the end of the file to free ones before them; whether it became shorter."""
+    def relocate(self, jobs: MergeJobs, most: int) -> bool | None:
+        """Move up to about `most` pages at the end of the file to free ones before them; whether it became shorter.
+
+        None where that was not tried, because of who reads.
+        """
         space = self.store.allocator
         before = space.total
+        held = self.is_held()  # what is retired then counts as live for the cut
         cut = space.relocation_cut(most, bottom_node_pages(self.store.state.version))
-        if cut is None or self.store.file.pins_elsewhere() or not self.is_unpinned():
-            return False
+        if cut is None:
+            return None if held else False
+        if self.store.file.pins_elsewhere() or not self.is_unpinned():
+            return None
         moved = jobs.rework(self.store.state.version, cut=cut, fullness_min=0.0, most=before)
         self.settle()
         if moved == -1 or space.total > cut:
@@ -307,22 +313,35 @@ class Merger(Worker):
             self.pause(0.005)
         return False
 
+    def is_held(self) -> bool:
+        """Whether somebody reads an older version, or may elsewhere."""
+        return len(self.store.reclaimer.pinned()) > 1 or self.store.file.pins_elsewhere()
+
     def relocate_when_idle(self, jobs: MergeJobs) -> bool:
-        """`relocate` where much of the file is free, once nothing else is to be done."""
+        """`relocate` where much of the file is free, once nothing else is to be done.
+
+        What gained nothing is tried again after the next install, or once the file is shorter: what a reader held of
+        what was moved is free then. What readers have kept from being tried is tried when they are gone.
+        """
         store = self.store
         space = store.allocator.counts()
         wasteful = store.settings.auto_merge and space.free > max(space.live // IDLE_FREE_SHARE, IDLE_FREE_PAGES)
-        if not wasteful or len(store.state.version.segments) > 1 or self.relocated_at == store.manifest.install:
+        tried = self.relocated_at == store.manifest.install and space.total >= self.relocated_pages
+        if not wasteful or len(store.state.version.segments) > 1 or tried:
             self.relocating = False
             return False
         if not self.relocating and not self.is_idle(store.state.version):
             self.expecting = True
             return False
+        if self.is_held():
+            self.relocating, self.expecting = False, True
+            return False
         if not self.relocating:
             self.move_log()
-        self.relocating = self.relocate(jobs, self.most_at_once())
-        if not self.relocating:
-            self.relocated_at = store.manifest.install
+        shorter = self.relocate(jobs, self.most_at_once())
+        self.relocating = bool(shorter)
+        if shorter is False:
+            self.relocated_at, self.relocated_pages = store.manifest.install, store.allocator.total
         return True
 
     def move_log(self) -> None:
@@ -372,13 +391,14 @@ class Merger(Worker):
     def unpin(self, entry: Entry[tuple[int, list[Segment]]]) -> None:
         """A version is gone. Once for each, however often it is told; where memory fails, again from there."""
         store, (install, segments) = self.store, entry.what
-        if store.versions.get(install) is entry:
+        number = id(entry)
+        if store.versions.get(number) is entry:
             while segments:
                 segments[-1].lock.release_shared()
                 del segments[-1]
             store.made_at.pop(install, None)
             store.reclaimer.unpin(install)
-            del store.versions[install]
+            del store.versions[number]
 
     def reclaim(self) -> None:
         """Free what no pinned version sees, tear down segments that are gone, cut the file's free tail off."""

@@ -26,11 +26,15 @@ NO_RUN = Extent(0, 0)
 
 
 class NodeWriter:
-    """`reserved` are the segment's extents so far, overflow extents and filter too; `bytes_written` all their bytes."""
+    """`reserved` are the segment's extents so far, overflow extents and filter too; `bytes_written` all their bytes.
 
-    def __init__(self, channel: Channel, allocator: Allocator) -> None:
+    `early`: in the earliest free pages, whatever the policy.
+    """
+
+    def __init__(self, channel: Channel, allocator: Allocator, early: bool = False) -> None:
         self.channel = channel
         self.allocator = allocator
+        self.early = early
         self.reserved: list[Extent] = []
         self.run = Extent(0, 0)
         self.run_used = 0
@@ -48,7 +52,7 @@ class NodeWriter:
         if self.run_used + pages > self.run.count:
             self.write_pending()
             self.return_rest()
-            self.run = self.allocator.reserve_up_to(RESERVE_PAGES, pages)
+            self.run = self.allocator.reserve_up_to(RESERVE_PAGES, pages, early=self.early)
             self.run_used = 0
         first = self.run.first + self.run_used
         self.run_used += pages

@@ -69,7 +69,7 @@ def move_extent(
     """
     for _ in read_chunks(file, old, 0, old.length, segment_id=segment_id):
         pass
-    place = allocator.reserve(old.pages)
+    place = allocator.reserve(old.pages, early=True)
     if place.first > old.page:
         allocator.give_back(place)
         return None

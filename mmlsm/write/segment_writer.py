@@ -38,7 +38,8 @@ FILTER_BITS_PER_KEY = 10
 class SegmentWriter:
     """Collects entries in key order into a new segment.
 
-    `expected_entries` sizes the filter (0: no filter). `leaf_bytes` is this segment's node size.
+    `expected_entries` sizes the filter (0: no filter). `leaf_bytes` is this segment's node size. `early`: the nodes go
+    into the earliest free pages, whatever the policy.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class SegmentWriter:
         birth: int,
         leaf_bytes: int,
         expected_entries: int,
+        early: bool = False,
     ) -> None:
         self.channel = channel
         self.allocator = allocator
@@ -59,7 +61,7 @@ class SegmentWriter:
         self.filter_bits: Buffer | None = None
         if expected_entries:
             self.filter_bits = Buffer((expected_entries * FILTER_BITS_PER_KEY // 512 + 1) * 64)
-        self.nodes = NodeWriter(channel, allocator)
+        self.nodes = NodeWriter(channel, allocator, early)
         self.leaves = LeafWriter(leaf_bytes, birth, settings.node_entries_max, self.filter_bits)
         self.tree = TreeWriter(
             leaf_bytes, settings.node_entries_max, settings.leaf_fullness_min, birth, self.nodes.place

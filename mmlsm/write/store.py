@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmlsm import limits
 from mmlsm.errors import Error
@@ -66,14 +66,25 @@ class Edit:
     without_tables: tuple[Any, ...] = ()
 
 
+class Following(NamedTuple):
+    """The next generation of the superblock, with all that its writing takes, so that it fails before if at all."""
+
+    block: Superblock
+    image: bytes
+    slots: list[int]
+    """Into which it is still to be written, in this order."""
+    order: tuple[int, int]
+    """That of the generation after it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A manifest written to fresh pages, not yet named by a superblock; `outdated` is what it takes the place of."""
 
     manifest: Manifest
-    reference: Reference
     bits: Bitmap
     outdated: list[Extent]
+    following: Following
 
 
 class Store:
@@ -111,7 +122,10 @@ class Store:
         self.bits = bits
         self.segments: dict[int, Segment] = {}
         self.versions: dict[int, Entry[tuple[int, list[Segment]]]] = {}
-        """How the merge thread is told that a version is gone; its own to clear."""
+        """How the merge thread is told that a version is gone, by the entry's `id`; its own to clear.
+
+        Not by the install's number: what a failed install made of it may still be held when it is tried again.
+        """
         self.made_at: dict[int, float] = {}
         """When each version that is still held was made (`time.monotonic`), for `stats()`."""
         self.installs = 0
@@ -137,7 +151,8 @@ class Store:
             self.made_at[install] = time.monotonic()
             version = Version(install, seq, levels, self.file.pin)
             # Last, for from then on it is unpinned when it goes.
-            self.versions[install] = entry_of(version, self.released.put, (install, list(version.segments)))
+            entry = entry_of(version, self.released.put, (install, list(version.segments)))
+            self.versions[id(entry)] = entry
         except BaseException:
             for segment in () if version is None else version.segments:
                 segment.lock.release_shared()
@@ -175,15 +190,19 @@ class Store:
 
     # -- superblock
 
-    def write_superblock(self, channel: Channel, **changes: Any) -> None:
-        """Make the next generation durable in both slots (R1). REQUIRES install_lock.
-
-        Into that slot first which was older, or damaged, at open, and from then on in turn (`order_of`). Ctrl-C and
-        the like wait until all is done that hangs on it: `raise_struck` lets them out.
-        """
+    def following(self, **changes: Any) -> Following:
+        """The next generation, with these changes. REQUIRES install_lock until it is written."""
         block = replace(self.superblock, generation=self.superblock.generation + 1, **changes)
-        image = block.encode()
-        after, left, tries = order_of(block.generation + 1), list(self.slot_order), 0
+        return Following(block, block.encode(), list(self.slot_order), order_of(block.generation + 1))
+
+    def write_superblock(self, channel: Channel, following: Following | None = None, **changes: Any) -> None:
+        """Make the next generation, that given or one with these changes, durable in both slots (R1).
+
+        REQUIRES install_lock. Into that slot first which was older, or damaged, at open, and from then on in turn
+        (`order_of`). Ctrl-C and the like wait until all is done that hangs on it: `raise_struck` lets them out.
+        """
+        block, image, left, order = following or self.following(**changes)
+        tries = 0
         struck: BaseException | None = None
         try:
             while True:
@@ -192,7 +211,7 @@ class Store:
                         with Headroom(struck):
                             channel.pwrite_durably(left[0] * limits.PAGE_BYTES, image)
                         del left[0]
-                    self.superblock, self.slot_order, self.struck = block, after, struck or self.struck
+                    self.superblock, self.slot_order, self.struck = block, order, struck or self.struck
                     return
                 except (Error, MemoryError):
                     raise
@@ -242,19 +261,23 @@ class Store:
                 for extent in own:
                     self.allocator.give_back(extent)
                 raise
-            self._switch(channel, edit, draft, number)
-            try:
-                self._adopt(edit, draft, own, version)
-            except BaseException as error:  # no memory, Ctrl-C: what is free is no longer known (I3)
-                self.file.failure = self.file.failure or self.file.cut_off
-                self.file.sync_failed(OSError(errno.EIO, f"an install was cut off: {error!r}"))
-                raise
+            self._switch(channel, edit, draft, own, version)
         try:  # the install stands, so nothing may come out of here
             for tell in self.on_install:
                 tell()
         except MemoryError:
             pass
         return number
+
+    def _switch(self, channel: Channel, edit: Edit, draft: Draft, own: list[Extent], version: Version) -> None:
+        """Write the superblock, and go by it. REQUIRES install_lock."""
+        self.write_superblock(channel, draft.following)
+        try:
+            self._adopt(edit, draft, own, version)
+        except BaseException as error:  # no memory, Ctrl-C: what is free is no longer known (I3)
+            self.file.failure = self.file.failure or self.file.cut_off
+            self.file.sync_failed(OSError(errno.EIO, f"an install was cut off: {error!r}"))
+            raise
 
     def _adopt(self, edit: Edit, draft: Draft, own: list[Extent], version: Version) -> None:
         """What is durable becomes what is known and seen. REQUIRES install_lock."""
@@ -275,10 +298,7 @@ class Store:
             self.set_state(tables, version)
 
     def _write_manifest(self, channel: Channel, edit: Edit, number: int, own: list[Extent]) -> Draft:
-        """Write manifest and changed bitmap pages to fresh pages, noting in `own` what is reserved for them.
-
-        The bitmap marks its own pages, so pages are reserved until nothing more changes.
-        """
+        """Write manifest and changed bitmap pages to fresh pages, noting in `own` what is reserved for them."""
         present = self.manifest
         levels = edit.levels(present.levels, number)
         assert age_fault(levels) is None, age_fault(levels)
@@ -298,20 +318,10 @@ class Store:
             next_segment_id=max([present.next_segment_id, *(record.id + 1 for record in records)]),
             file_pages=self.allocator.total,
         )
-        place = self.allocator.reserve(self._manifest_pages(manifest))
-        own.append(place)
-        fresh: list[Extent] = []
-        changed: set[int] = set()
-        while True:
-            bits = self.allocator.live_bits(extra_live=[*edit.commit, *own])
-            changed.update(bits.changed_since(self.bits), range(len(present.bitmap), bits.page_count))
-            if len(changed) == len(fresh):
-                break
-            fresh.append(self.allocator.reserve(1))
-            own.append(fresh[-1])
+        place, bits, changed = self._reserve_for(manifest, edit, own)
         bitmap = list(present.bitmap[: bits.page_count])
         bitmap += [(0, 0)] * (bits.page_count - len(bitmap))
-        for index, extent in zip(sorted(changed), fresh, strict=True):
+        for index, extent in changed:
             data = bits.page_bytes(index)
             channel.pwrite(extent.first * limits.PAGE_BYTES, data)
             bitmap[index] = (extent.first, checksum(data))
@@ -327,18 +337,47 @@ class Store:
         size = place.count * limits.PAGE_BYTES
         assert len(data) <= size, "the manifest outgrew its estimate"
         channel.pwrite(place.first * limits.PAGE_BYTES, data.ljust(size, b"\0"))
-        self.bytes_installed += size + len(fresh) * limits.PAGE_BYTES
-        return Draft(manifest, Reference(len(data), place.first, place.count, checksum(data)), bits, outdated)
+        self.bytes_installed += size + len(changed) * limits.PAGE_BYTES
+        reference = Reference(len(data), place.first, place.count, checksum(data))
+        return Draft(manifest, bits, outdated, self._following(edit, reference, number))
 
-    def _manifest_pages(self, draft: Manifest) -> int:
-        """Pages that the manifest will take at most, once its bitmap and what it replaces are entered."""
-        chunks = self.allocator.total // BITMAP_PAGE_BITS + 4
+    def _reserve_for(
+        self, draft: Manifest, edit: Edit, own: list[Extent]
+    ) -> tuple[Extent, Bitmap, list[tuple[int, Extent]]]:
+        """Pages for a manifest, the bitmap that it is to name, and pages for those of its pages that change, by index.
+
+        The bitmap marks its own pages, so pages are reserved until nothing more changes. Who writes a value reserves
+        meanwhile too: where the file has grown so much that the manifest needs more, it gets a larger place. Each time
+        that takes 512 MiB of growth at least, so it ends.
+        """
+        place = self.allocator.reserve(self._manifest_pages(draft, self.allocator.total), early=True)
+        own.append(place)
+        fresh: list[Extent] = []
+        changed: set[int] = set()
+        while True:
+            bits = self.allocator.live_bits(extra_live=[*edit.commit, *own])
+            changed.update(bits.changed_since(self.bits), range(len(self.manifest.bitmap), bits.page_count))
+            if len(fresh) < len(changed):
+                fresh.append(self.allocator.reserve(1, early=True))
+                own.append(fresh[-1])
+            elif self._manifest_pages(draft, bits.pages, spare=0) > place.count:
+                outgrown, place = place, self.allocator.reserve(self._manifest_pages(draft, bits.pages), early=True)
+                own.append(place)
+                self.allocator.give_back(outgrown)
+                own.remove(outgrown)
+            else:
+                return place, bits, list(zip(sorted(changed), fresh, strict=True))
+
+    def _manifest_pages(self, draft: Manifest, total: int, spare: int = 3) -> int:
+        """Pages that the manifest of a file of `total` pages will take at most, once its bitmap and what it replaces
+        are entered; with room for so many more bitmap pages."""
+        chunks = total // BITMAP_PAGE_BITS + 1 + spare
         return -(-(len(draft.encode()) + 24 * chunks + 8 * len(self.manifest.bitmap) + 128) // limits.PAGE_BYTES)
 
-    def _switch(self, channel: Channel, edit: Edit, draft: Draft, number: int) -> None:
-        """The superblock's part of an install."""
+    def _following(self, edit: Edit, reference: Reference, number: int) -> Following:
+        """The superblock of an install, which names its manifest."""
         changes: dict[str, Any] = {
-            "manifest": draft.reference,
+            "manifest": reference,
             "install": number,
             "clean": edit.clean,
             "file_pages": self.allocator.total,
@@ -350,7 +389,7 @@ class Store:
         last = edit.seq if edit.seq is not None else self.superblock.seq
         ceiling = max(self.superblock.seq_ceiling, last + limits.SEQ_CEILING_STEP)
         changes["seq_ceiling"] = last if edit.clean else ceiling
-        self.write_superblock(channel, **changes)
+        return self.following(**changes)
 
 
 def sync_early(channel: Channel, written: int) -> None:

@@ -67,11 +67,11 @@ PLANTED = (
                 for extent in own:
                     self.allocator.give_back(extent)
                 raise
-            self._switch(channel, edit, draft, number)
+            self._switch(channel, edit, draft, own, version)
 """,
         """            except BaseException:
                 raise
-            self._switch(channel, edit, draft, number)
+            self._switch(channel, edit, draft, own, version)
 """,
         ("unit/test_installs.py::test_an_install_that_fails_gives_its_own_pages_back",),
     ),
@@ -88,5 +88,29 @@ PLANTED = (
         "chosen.into - 1 if aside",
         "chosen.into if aside",
         ("unit/test_merge_many.py::test_merges_in_between_go_into_newer_and_newer_tiers",),
+    ),
+    Sabotage(
+        "manifest-kept-in-the-place-first-guessed", "8", "a file that grows much during an install fails the writer",
+        "write/store.py",
+        "            elif self._manifest_pages(draft, bits.pages, spare=0) > place.count:\n",
+        "            elif False:\n",
+        ("unit/test_installs.py::test_a_file_that_grows_much_while_a_manifest_is_made_gets_a_larger_one",),
+    ),
+    Sabotage(
+        "moved-by-the-users-policy", "12", "with the best fit, what is moved to make the file shorter stays at its end",
+        "write/overflow.py",
+        "allocator.reserve(old.pages, early=True)",
+        "allocator.reserve(old.pages)",
+        ("unit/test_relocation.py::test_what_moves_goes_to_the_earliest_pages_whatever_the_policy",),
+    ),
+    Sabotage(
+        "held-back-by-a-reader-for-good", "12", "a file of which a reader kept the end stays long when the reader goes",
+        "write/merger.py",
+        "        if self.is_held():\n            self.relocating, self.expecting = False, True\n",
+        "        if self.is_held():\n            self.relocating, self.relocated_at = False, store.manifest.install\n",
+        (
+            "unit/test_shrinking.py::"
+            "test_an_idle_file_of_which_a_reader_kept_the_end_is_cut_when_the_reader_is_gone",
+        ),
     ),
 )  # fmt: skip

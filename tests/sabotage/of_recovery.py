@@ -121,8 +121,8 @@ PLANTED = (
     Sabotage(
         "bitmap-not-written", "2 12", "only new bitmap pages are written, never those that changed",
         "write/store.py",
-        "changed.update(bits.changed_since(self.bits), range(len(present.bitmap), bits.page_count))",
-        "changed.update(range(len(present.bitmap), bits.page_count))",
+        "changed.update(bits.changed_since(self.bits), range(len(self.manifest.bitmap), bits.page_count))",
+        "changed.update(range(len(self.manifest.bitmap), bits.page_count))",
         (
             f"{CRASH_IMAGES}[creation in zeros]",
             "unit/test_database.py::test_space_comes_back_when_everything_is_deleted",
@@ -214,14 +214,14 @@ PLANTED = (
     Sabotage(
         "reclaimed-before-durable", "1 2 12", "pages are free, and cut off, before the superblock that frees them",
         "write/store.py",
-        "            self._switch(channel, edit, draft, number)\n            try:\n"
-        "                self._adopt(edit, draft, own, version)\n",
+        "        self.write_superblock(channel, draft.following)\n        try:\n"
+        "            self._adopt(edit, draft, own, version)\n",
         """\
-            try:
-                self._adopt(edit, draft, own, version)
-                self.reclaimer.reclaim(number)
-                self.allocator.truncate()
-                self._switch(channel, edit, draft, number)
+        try:
+            self._adopt(edit, draft, own, version)
+            self.reclaimer.reclaim(draft.manifest.install)
+            self.allocator.truncate()
+            self.write_superblock(channel, draft.following)
 """,
         (f"{CRASH_IMAGES}[emptied]", f"{CRASH_IMAGES}[creation in place]"),
     ),

@@ -88,7 +88,7 @@ PLANTED = (
                 for extent in own:
                     self.allocator.give_back(extent)
                 raise
-            self._switch(channel, edit, draft, number)
+            self._switch(channel, edit, draft, own, version)
 """,
         """\
                 version = self.version_of(draft.manifest, self.superblock.seq if edit.seq is None else edit.seq)
@@ -96,7 +96,7 @@ PLANTED = (
                 for extent in own:
                     self.allocator.give_back(extent)
                 raise
-            self._switch(channel, edit, draft, number)
+            self._switch(channel, edit, draft, own, version)
             channel.sync()
 """,
         (
@@ -127,8 +127,8 @@ PLANTED = (
     Sabotage(
         "second-slot-not-written", "1 2", "each generation goes into one slot only, over the one before",
         "write/store.py",
-        "list(self.slot_order), 0",
-        "list(self.slot_order[:1]), 0",
+        "block.encode(), list(self.slot_order),",
+        "block.encode(), list(self.slot_order[:1]),",
         (
             f"{CRASH_IMAGES}[creation in zeros]",
             "unit/test_recovery.py::test_an_install_syncs_before_each_superblock_and_writes_both",

@@ -306,14 +306,14 @@ def reused_before_the_superblock(patch: pytest.MonkeyPatch) -> None:
 def cut_before_the_superblock(patch: pytest.MonkeyPatch) -> None:
     plain = Store._switch
 
-    def switch(self: Store, channel: Any, edit: Any, draft: Any, number: int) -> None:
+    def switch(self: Store, channel: Any, edit: Any, draft: Any, *arguments: Any) -> None:
         total = self.allocator.total
         used = self.allocator.live_bits(extra_live=self.allocator.reserved_extents())
         for extent in [*draft.outdated, *(extent for extents, _ in edit.retire for extent in extents)]:
             used.clear(*extent)
         self.file.resize(max(first + count for first, count in used.extents()))
         self.file.resize(total)
-        plain(self, channel, edit, draft, number)
+        plain(self, channel, edit, draft, *arguments)
 
     patch.setattr(Store, "_switch", switch)
 

@@ -216,7 +216,7 @@ def failed_segments_keep_their_pages(patch: pytest.MonkeyPatch) -> None:
 
 
 def failed_log_extents_keep_their_pages(patch: pytest.MonkeyPatch) -> None:
-    def reserve(self: Any, length: int) -> Any:
+    def reserve(self: Any, length: int, *, early: bool = False) -> Any:
         extent = self._allocator.reserve(max(1, -(-(length + 256) // PAGE_BYTES)))
         self._file.preallocate(extent.first, extent.count)
         return extent

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
+import itertools
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,14 @@ import pytest
 import mmlsm
 from commit_rig import eventually, in_threads
 from mmlsm.file import System
+from mmlsm.format.superblock import Superblock
 from mmlsm.limits import HEADER_PAGES, PAGE_BYTES
 from mmlsm.settings import Settings
 from mmlsm.write.store import Edit
 
 PATIENCE_S = 20
+GROWTH_PAGES = 24 << 18
+"""24 GiB: the bitmap pages of so much are more than a page of a manifest names."""
 
 
 def unchanged(levels: Any, number: int) -> Any:
@@ -68,6 +74,84 @@ def test_an_install_that_fails_gives_its_own_pages_back(open_db: Any) -> None:
             store.install(channel, Edit(unchanged))
         assert store.allocator.counts().reserved == before, f"after {writes} writes"
     assert store.install(store.file.channel(), Edit(unchanged)) == store.manifest.install
+
+
+@pytest.mark.parametrize("where", ["mmlsm.write.store.replace", "mmlsm.write.store.Superblock.encode"])
+def test_an_install_without_memory_for_its_superblock_gives_its_own_pages_back(
+    open_db: Any, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    db = open_db(auto_merge=False)
+    db[b"a"] = b"1"
+    db._engine.flush()
+    store, plain = db._engine.store, replace
+    before = store.allocator.counts().reserved
+
+    def no_memory(what: Any, **changes: Any) -> Any:
+        if isinstance(what, Superblock):
+            raise MemoryError
+        return plain(what, **changes)
+
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, no_memory)
+            with pytest.raises(MemoryError):
+                store.install(store.file.channel(), Edit(unchanged))
+        assert store.allocator.counts().reserved == before
+    assert store.install(store.file.channel(), Edit(unchanged)) == store.manifest.install
+    assert eventually(lambda: store.reclaimer.pinned() == [store.manifest.install])
+
+
+def test_a_version_that_an_install_made_in_vain_is_unpinned_though_it_was_made_again(open_db: Any) -> None:
+    """The install is tried again under the same number while an error's traceback still holds what it made before."""
+    db = open_db(auto_merge=False)
+    db[b"a"] = b"1"
+    db._engine.flush()
+    store, plain = db._engine.store, db._engine.store._switch
+
+    def in_vain(*_: Any) -> None:
+        raise MemoryError
+
+    store._switch = in_vain
+    with pytest.raises(MemoryError) as caught:
+        store.install(store.file.channel(), Edit(unchanged))
+    store._switch = plain
+    number = store.install(store.file.channel(), Edit(unchanged))
+    del caught
+    gc.collect()
+    store.install(store.file.channel(), Edit(unchanged))
+    assert eventually(lambda: store.reclaimer.pinned() == [number + 1])
+    (segment,) = store.segments.values()
+    assert segment.lock.shared_count == 1
+
+
+def test_a_file_that_grows_much_while_a_manifest_is_made_gets_a_larger_one(
+    open_db: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes large values reserves without the install lock; here so much, twice, that a page is not enough."""
+    db = open_db(auto_merge=False)
+    db[b"a"] = b"1"
+    db._engine.flush()
+    store = db._engine.store
+    plain, calls, growth = store._manifest_pages, itertools.count(), []
+
+    def manifest_pages(*arguments: Any, **how: Any) -> int:
+        pages = plain(*arguments, **how)
+        if next(calls) in (0, 2):  # the first place, and that which takes its place
+            growth.append(store.allocator.reserve(GROWTH_PAGES))
+        return int(pages)
+
+    db[b"b"] = b"2"
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_manifest_pages", manifest_pages)
+        db._engine.flush()
+    assert len(growth) == 2
+    assert store.superblock.manifest.pages == 3
+    for extent in growth:
+        store.allocator.give_back(extent)
+    db[b"c"] = b"3"
+    db.compact()
+    assert dict(db.items()) == {b"a": b"1", b"b": b"2", b"c": b"3"}
+    assert (store.superblock.manifest.pages, path.stat().st_size < 1 << 20) == (1, True)
 
 
 def fail_after(outcomes: Iterator[None], error: Exception) -> tuple[()]:

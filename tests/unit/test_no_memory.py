@@ -98,7 +98,7 @@ def test_a_version_that_is_gone_is_let_go_of_once(
         lock.acquire_shared()
         lock.acquire_shared()
     entry: Any = SimpleNamespace(what=(1, [SimpleNamespace(lock=lock) for lock in locks]))
-    store = SimpleNamespace(versions={1: entry}, made_at={1: 0.0, 2: 0.0}, reclaimer=reclaimer)
+    store = SimpleNamespace(versions={id(entry): entry}, made_at={1: 0.0, 2: 0.0}, reclaimer=reclaimer)
     reclaimer.unpin(1)
     owner, name = failing
     call: Callable[..., None] = getattr(owner, name)

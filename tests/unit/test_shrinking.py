@@ -16,6 +16,8 @@ import pytest
 
 import mmlsm
 import proof
+from mmlsm.write import merger
+from mmlsm.write.merger import Merger
 
 PAGE_BYTES = 4096
 EMPTY_BYTES_MOST = 64 << 10
@@ -234,3 +236,54 @@ def test_a_view_that_outlives_its_database_keeps_its_pages_until_it_goes(open_db
     assert path.stat().st_size <= 1.15 * live_bytes(newer) + EMPTY_BYTES_MOST
     with mmlsm.open(path, readonly=True) as again:
         assert dict(again.items()) == newer
+
+
+@pytest.mark.parametrize("where", ["here", "here, of the newest", "elsewhere", "elsewhere, nothing retired"])
+def test_an_idle_file_of_which_a_reader_kept_the_end_is_cut_when_the_reader_is_gone(
+    open_db: Any, path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Nothing is installed any more by then, and nothing but its going tells the merge thread to try again."""
+    plain, tried, allowed = Merger.relocate_when_idle, [], False
+
+    def relocate_when_idle(self: Merger, jobs: Any) -> bool:
+        if not allowed:
+            self.expecting = True
+            return False
+        idle = self.is_idle(self.store.state.version)
+        more = plain(self, jobs)
+        tried.append(idle and not more)
+        return more
+
+    monkeypatch.setattr(merger, "RELOCATE_PAGES_MIN", 8)  # in many passes
+    monkeypatch.setattr(Merger, "relocate_when_idle", relocate_when_idle)
+    rng = random.Random(where)
+    kept = {b"z%03d" % i: rng.randbytes(3000) for i in range(30)}  # in extents of their own, which merges refer to
+    db = open_db(**{**TINY, "memtable_bytes": 1 << 24}, auto_merge=False)
+    for pairs in ({b"a%04d" % i: rng.randbytes(3000) for i in range(1000)}, kept):
+        db.update(pairs)
+        db._engine.flush()
+    db.close()
+    db = open_db(**TINY)
+    with db.batch() as batch:
+        for i in range(1000):
+            batch.delete(b"a%04d" % i)
+    db._engine.flush()
+    eventually("all is one run", lambda: (db.stats().runs, db.stats().space.retired) == (1, 0))
+    long = path.stat().st_size
+    assert long > 10 * live_bytes(kept), "what is kept stands at the end"
+    reader = mmlsm.open(path, readonly=True) if where.startswith("elsewhere") else db.snapshot()
+    if where in ("here", "elsewhere"):
+        kept[b"z000"] = b"another"
+        db[b"z000"] = kept[b"z000"]
+        db._engine.flush()
+        eventually("all is one run", lambda: db.stats().runs == 1)
+    allowed = True
+    eventually("it was tried", lambda: any(tried))
+    assert path.stat().st_size > long // 2
+    assert len(dict(reader.items())) == len(kept)
+    reader.close()
+    del reader
+    bound = 2 * live_bytes(kept) + IDLE_BYTES_MOST
+    eventually("the file is cut", lambda: path.stat().st_size <= bound)
+    eventually("the merge thread waits", lambda: not db._engine.merger.relocating)
+    assert dict(db.items()) == kept

@@ -180,9 +180,9 @@ def test_reuse_waits_for_both_superblocks(open_db: Callable[..., Any]) -> None:
     write = v.store.write_superblock
     seen: list[bool] = []
 
-    def noting(channel: Any, **changes: Any) -> None:
+    def noting(channel: Any, *following: Any, **changes: Any) -> None:
         seen.append(v.is_freed(b"p"))
-        write(channel, **changes)
+        write(channel, *following, **changes)
         seen.append(v.is_freed(b"p"))
 
     v.store.write_superblock = noting
