@@ -400,4 +400,4 @@ def test_a_closed_database_holds_no_descriptor_and_no_map(path: Path) -> None:
 
 @LINUX
 def test_nothing_is_left_of_lives_in_a_row(path: Path) -> None:
-    assert leaks(*left_of_lives(path, 128)) == []
+    assert leaks(*left_of_lives(path, 64, warming=64)) == []
