@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
 import itertools
@@ -59,50 +58,6 @@ def test_every_call_on_a_handle_that_has_ended_says_closed(path: Path, how: str)
         for name, call in calls_on(ended):
             refused(name, call, mmlsm.ClosedError)
         assert db[b"b"] == b"2"
-
-
-def others_of(db: mmlsm.Database) -> list[Any]:
-    """Its other handles, none where it is empty or closed by now."""
-    try:
-        return handles_of(db)[1:]
-    except (mmlsm.ClosedError, AssertionError, StopIteration):
-        return []
-
-
-def test_every_call_beside_a_close_answers_or_says_closed(path: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    for _ in range(3):
-        db = filled(path)
-        done = threading.Event()
-
-        def work(own: random.Random, db: mmlsm.Database = db, done: threading.Event = done) -> None:
-            while not done.is_set():
-                handles = [db, *others_of(db)]
-                calls = list(calls_on(handles))
-                with contextlib.suppress(mmlsm.ClosedError):
-                    calls += () if (stream := db.open_value(b"large")) is None else calls_on_stream(stream)
-                own.shuffle(calls)
-                for _, call in calls:
-                    try:
-                        call()
-                    except (mmlsm.ClosedError, StopIteration, KeyError):
-                        pass
-                    except mmlsm.Error as error:
-                        if type(error) not in (mmlsm.Error, mmlsm.ReadOnlyError):  # moves of a shared cursor
-                            raise
-                if db.closed:
-                    return
-
-        def close(pause: float = rng.random() * 0.1, db: mmlsm.Database = db) -> None:
-            threading.Event().wait(pause)
-            db.close()
-
-        works = [lambda n=n: work(random.Random(n)) for n in range(4)]
-        try:
-            in_threads(close, *works, timeout=60)
-        finally:
-            done.set()
-        proof.prove_file(path)
 
 
 def test_who_waits_for_the_write_lock_is_told_of_the_close_though_its_holder_never_ends(path: Path) -> None:
@@ -162,21 +117,6 @@ def test_no_handle_can_be_pickled_or_copied(path: Path, again: Any) -> None:
         for handle in [*handles_of(db), db.begin(write=True), db.get_view(b"a")]:
             with pytest.raises(TypeError, match=r"pickle|cop"):
                 again(handle)
-    with mmlsm.open(path) as again:
-        assert again[b"parent"] == b"goes on"
-        assert b"never" not in again
-
-
-def be_busy(db: mmlsm.Database, number: int, stop: threading.Event) -> None:
-    """Commits, large ones among them, syncs and compactions, until it is enough."""
-    n = 0
-    while not stop.is_set():
-        n += 1
-        db[b"busy %d %d" % (number, n % 50)] = b"%d" % n * 30
-        if n % 20 == 0:
-            db.put(b"large %d" % number, bytes(2 << 20))
-        if n % 30 == number:
-            db.compact() if number else db.sync()
 
 
 # -- forks
@@ -222,6 +162,21 @@ def test_in_children_forked_amid_commits_and_merges_each_call_says_so(path: Path
     db.close()
     proof.prove_file(path)
     assert (view, large) == (b"1", bytes(2 << 20))
+    with mmlsm.open(path) as again:
+        assert again[b"parent"] == b"goes on"
+        assert b"never" not in again
+
+
+def be_busy(db: mmlsm.Database, number: int, stop: threading.Event) -> None:
+    """Commits, large ones among them, syncs and compactions, until it is enough."""
+    n = 0
+    while not stop.is_set():
+        n += 1
+        db[b"busy %d %d" % (number, n % 50)] = b"%d" % n * 30
+        if n % 20 == 0:
+            db.put(b"large %d" % number, bytes(2 << 20))
+        if n % 30 == number:
+            db.compact() if number else db.sync()
 
 
 def test_a_child_forked_amid_a_close_waits_for_no_lock(path: Path) -> None:
