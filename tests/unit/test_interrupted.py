@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from commit_rig import LogRig
+from mmlsm.file import File, open_file
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.write.node_writer import NodeWriter
 from rig.lifetime.interrupts import Interrupted, Strike, points
 from rig.lifetime.lives_struck import closes, first_commits, opens
-from rig.lifetime.world import EXTENT_LEAST, World, reads, writes
+from rig.lifetime.world import EXTENT_LEAST, World, reads, tiny, writes
 
 WRITES = (
     "put", "put_full", "put_large", "put_stream", "delete", "pop", "popitem", "compare_and_set", "update", "batch",
@@ -120,6 +121,22 @@ def test_a_first_commit_struck_at_any_step_is_there_or_not(path: Path) -> None:
 
 def test_an_open_struck_at_any_step_leaves_nothing_open(path: Path) -> None:
     opens(path, partial(points, most=POINTS_MOST * 2, seed="open"))
+
+
+def test_an_open_of_the_file_alone_struck_at_each_step_leaves_it_free(path: Path) -> None:
+    """Also between the note that this process has it open and the next step."""
+    tiny(path).close()
+    opened: list[File] = []
+    for count, strike in enumerate(points(lambda: opened.append(open_file(path, create=False)))):  # noqa: B007
+        while opened:
+            opened.pop().close()
+        gc.collect()
+        try:
+            open_file(path, create=False).close()
+        except BaseException as error:
+            error.add_note(f"struck at step {strike.at}: {strike.where}")
+            raise
+    assert count > 20
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted, TimeoutError])
