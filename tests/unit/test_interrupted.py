@@ -19,9 +19,10 @@ from commit_rig import LogRig
 from mmlsm.file import File, open_file
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.write.node_writer import NodeWriter
+from mmlsm.write.store import Store
 from rig.lifetime.interrupts import Interrupted, Strike, points
 from rig.lifetime.lives_struck import closes, first_commits, opens
-from rig.lifetime.world import EXTENT_LEAST, World, reads, tiny, writes
+from rig.lifetime.world import EXTENT_LEAST, World, killed, reads, tiny, writes
 
 WRITES = (
     "put", "put_full", "put_large", "put_stream", "delete", "pop", "popitem", "compare_and_set", "update", "batch",
@@ -121,6 +122,26 @@ def test_a_first_commit_struck_at_any_step_is_there_or_not(path: Path) -> None:
 
 def test_an_open_struck_at_any_step_leaves_nothing_open(path: Path) -> None:
     opens(path, partial(points, most=POINTS_MOST * 2, seed="open"))
+
+
+def test_ctrl_c_behind_the_install_of_an_open_comes_out_as_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not as the error of giving back pages that are live by then."""
+    db = tiny(path)
+    db.update({b"%03d" % i: bytes(50) for i in range(60)})
+    db.sync()
+    killed(db)
+    plain = Store.install
+
+    def install(*arguments: Any) -> None:
+        plain(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "install", install)
+    with pytest.raises(KeyboardInterrupt):
+        tiny(path)
+    monkeypatch.undo()
+    with tiny(path) as db:
+        assert len(db) == 60
 
 
 def test_an_open_of_the_file_alone_struck_at_each_step_leaves_it_free(path: Path) -> None:
