@@ -145,8 +145,9 @@ class WriterLock(ByteLock):
     def __init__(self, system: System, fd: int, path: Path, data: Descriptor) -> None:
         super().__init__(system, fd)
         identity = system.stat(fd)
-        key = (identity.st_dev, identity.st_ino)
-        first = _writing_here.setdefault(key, where := _caller())
+        self._where = where = _caller()
+        self._key = identity.st_dev, identity.st_ino  # before the note, which `close` takes back
+        first = _writing_here.setdefault(self._key, where)
         if first is not where:
             self.close()
             raise LockedError(
@@ -154,8 +155,6 @@ class WriterLock(ByteLock):
                 "share that database between threads, or close it first",
                 system.process_id(),
             )
-        self._where = where
-        self._key = key
         if not self._take(exclusive=True):
             self.close()
             holder = _holder(system, data)

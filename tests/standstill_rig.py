@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from mmlsm.file import System
 
 PATIENCE_S = 30
 """So long a test waits for what must come."""
+COMMITTER = "committer"
+"""The thread that leads another to where it stands still, or stands still itself."""
 
 
 class Call(NamedTuple):
@@ -70,3 +74,18 @@ class Standstill(System):
     def allocate(self, fd: int, offset: int, length: int) -> None:
         self.enter("allocate", length)
         super().allocate(fd, offset, length)
+
+
+@contextlib.contextmanager
+def standing_still(system: Standstill, thread: str, method: str, what: Callable[[], object]) -> Iterator[None]:
+    """Within the block that thread stands still in its next call of that method; `what` leads to it, and ends."""
+    system.hold(thread, method)
+    other = threading.Thread(target=what, name=COMMITTER, daemon=True)
+    other.start()
+    try:
+        assert system.reached.wait(PATIENCE_S), "nobody makes that call"
+        yield
+    finally:
+        system.let_go()
+    other.join(PATIENCE_S)
+    assert not other.is_alive()

@@ -124,6 +124,7 @@ def flush(
     except BaseException:
         if store.file.failure is None:
             for extent in flushed.written:
-                store.allocator.give_back(extent)
+                if not store.allocator.is_live(extent):  # else the install stands
+                    store.allocator.give_back(extent)
         raise
     return flushed.bytes_written

@@ -18,7 +18,7 @@ from rig.crashes.workloads import WORKLOADS
 PHASES = {
     "creation", "opening", "first commit", "commit", "sync", "log extent", "flush", "merge of tiers",
     "merge into the bottom", "reclaim", "relocation", "moving the log", "large value", "recovery", "close", "log ahead",
-    "setting aside", "moving the manifest",
+    "setting aside", "moving the manifest", "moving a large value",
 }  # fmt: skip
 
 SMALL = {

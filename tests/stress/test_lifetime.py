@@ -10,8 +10,11 @@ import random
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +22,8 @@ import mmlsm
 import proof
 from campaign import Campaign
 from rig.lifetime.cycles import leaks, left_of_lives
-from rig.lifetime.interrupts import Interrupted, Strike
+from rig.lifetime.interrupts import Interrupted, Strike, every_point
+from rig.lifetime.lives_struck import closes, first_commits, opens
 from rig.lifetime.storms import STUCK
 from rig.lifetime.world import World, reads, writes
 
@@ -64,6 +68,74 @@ def test_strikes_at_any_step_of_any_operation(campaign: Campaign, path: Path) ->
     world.db.close()
     proof.prove_file(path)
     campaign.report(trials=number + 1, struck=struck, reopened=reopened, steps_known=sum(counts.values()))
+
+
+@pytest.mark.usefixtures("quiet")
+def test_strikes_at_every_step_of_each_operation(campaign: Campaign, path: Path) -> None:
+    """One step of each operation after the other, in any order, until all have had all of theirs, with each error."""
+    world, rng, after = World(path), random.Random(campaign.seed), dict[bytes, bytes]()
+
+    def writing(name: str) -> None:
+        nonlocal after
+        after = dict(world.state)
+        writes(world)[name](after)()
+
+    def reading(name: str) -> None:
+        nonlocal after
+        after = world.state
+        reads(world)[name]()
+
+    world.db[b"large"] = world.state[b"large"] = bytes(3 << 20)
+    calls = [partial(writing, name) for name in writes(world)] + [partial(reading, name) for name in reads(world)]
+    steps, through, struck, reopened = campaign.trials(100, 10_000_000), Counter[str](), 0, 0
+    for error in ERRORS:
+        runs = {call.args[0]: every_point(call, rng, error) for call in calls}
+        while runs and (number := next(steps, None)) is not None:
+            name = [*runs][number % len(runs)]
+            strike = next(runs[name], None)
+            if strike is None:
+                del runs[name]
+                through[error.__name__] += 1
+                continue
+            try:
+                struck += strike.struck
+                reopened += world.look(after)
+                if number % 20 == 0:
+                    world.is_sound()
+                if number % 500 == 0:
+                    world.reopen()
+            except BaseException as told:
+                told.add_note(f"seed {campaign.seed}: {name} struck at {strike.at}: {strike.where}")
+                raise
+    world.is_sound()
+    world.db.close()
+    proof.prove_file(path)
+    campaign.report(operations=len(calls), through=through, struck=struck, reopened=reopened)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_strikes_at_every_step_of_what_begins_and_ends_a_life(campaign: Campaign, tmp_path: Path) -> None:
+    """The same of opens, first commits and closes, each with its share of the time."""
+    rng, struck, through = random.Random(campaign.seed), Counter[str](), 0
+    lives = [(lived, error) for error in ERRORS for lived in (first_commits, opens, closes)]
+    for number, (lived, error) in enumerate(lives):
+        until = campaign.left - campaign.left / (len(lives) - number)
+
+        def strikes(
+            call: Callable[[], object], until: float = until, error: Any = error, name: str = lived.__name__
+        ) -> Iterator[Strike]:
+            nonlocal through
+            for count, strike in enumerate(every_point(call, rng, error)):
+                yield strike
+                struck[name] += strike.struck
+                if campaign.left < until or (count == 4 and not campaign.long):
+                    return
+            through += 1
+
+        path = tmp_path / f"{number}.db"
+        lived(path, strikes)
+        path.unlink()
+    campaign.report(lives=len(lives), through=through, struck=struck)
 
 
 @pytest.mark.parametrize("kind", ["signals", "memory"])
@@ -142,11 +214,12 @@ def test_little_address_space_is_an_error_and_no_hang(campaign: Campaign, path: 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
 def test_nothing_is_left_of_a_thousand_lives(campaign: Campaign, path: Path, mode: str) -> None:
-    """A thousand compiled, in CI too; interpreted a few in CI."""
-    cycles, middle, end = 0, None, None
+    """A thousand, once five hundred have warmed up; in CI five hundred of them, or interpreted a few."""
+    cycles, before, after = 0, None, None
+    short = 500 if mode == "compiled" else 64
     for _ in campaign.trials(1, 100):
-        count = campaign.count(1000 if mode == "compiled" else 128, 1000)
-        middle, end = left_of_lives(path, count)
+        count = campaign.count(short, 1000)
+        before, after = left_of_lives(path, count, warming=campaign.count(short, 500))
         cycles += count
-        assert leaks(middle, end) == []
-    campaign.report(lives=cycles, middle=middle, end=end)
+        assert leaks(before, after) == []
+    campaign.report(lives=cycles, before=before, after=after)

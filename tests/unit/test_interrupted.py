@@ -9,17 +9,20 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import mmlsm
-from commit_rig import LogRig, eventually, in_threads
+from commit_rig import LogRig
+from mmlsm.file import File, open_file
 from mmlsm.limits import PAGE_BYTES
 from mmlsm.write.node_writer import NodeWriter
+from mmlsm.write.store import Store
 from rig.lifetime.interrupts import Interrupted, Strike, points
-from rig.lifetime.world import EXTENT_LEAST, World, killed, of_mmlsm, reads, tiny, writes
+from rig.lifetime.lives_struck import closes, first_commits, opens
+from rig.lifetime.world import EXTENT_LEAST, World, killed, reads, tiny, writes
 
 WRITES = (
     "put", "put_full", "put_large", "put_stream", "delete", "pop", "popitem", "compare_and_set", "update", "batch",
@@ -114,87 +117,52 @@ def test_a_read_struck_at_any_step_leaves_nothing_behind(path: Path, name: str) 
 
 
 def test_a_first_commit_struck_at_any_step_is_there_or_not(path: Path) -> None:
-    world = World(path)
-
-    def operation() -> None:
-        world.number += 1
-        world.db[b"first"] = b"%d" % world.number
-
-    world.reopen()
-    for strike in points(operation, most=POINTS_MOST * 2, seed="first"):
-        try:
-            assert world.db.stats().failure is None, "one strike is no end, between the superblock's slots neither"
-            world.settle(world.state | {b"first": b"%d" % world.number})
-            world.is_well()
-            world.reopen()
-        except BaseException as error:
-            error.add_note(f"struck at step {strike.at}: {strike.where}")
-            raise
-    world.is_sound()
-    world.db.close()
+    first_commits(path, partial(points, most=POINTS_MOST * 2, seed="first"))
 
 
 def test_an_open_struck_at_any_step_leaves_nothing_open(path: Path) -> None:
+    opens(path, partial(points, most=POINTS_MOST * 2, seed="open"))
+
+
+def test_ctrl_c_behind_the_install_of_an_open_comes_out_as_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not as the error of giving back pages that are live by then."""
     db = tiny(path)
     db.update({b"%03d" % i: bytes(50) for i in range(60)})
     db.sync()
     killed(db)
-    image = path.read_bytes()
-    opened: list[mmlsm.Database] = []
+    plain = Store.install
 
-    def operation() -> None:
-        opened.append(tiny(path))
+    def install(*arguments: Any) -> None:
+        plain(*arguments)
+        raise KeyboardInterrupt
 
-    for strike in points(operation, most=POINTS_MOST * 2, seed="open"):
-        if opened:
+    monkeypatch.setattr(Store, "install", install)
+    with pytest.raises(KeyboardInterrupt):
+        tiny(path)
+    monkeypatch.undo()
+    with tiny(path) as db:
+        assert len(db) == 60
+
+
+def test_an_open_of_the_file_alone_struck_at_each_step_leaves_it_free(path: Path) -> None:
+    """Also between the note that this process has it open and the next step."""
+    tiny(path).close()
+    opened: list[File] = []
+    for count, strike in enumerate(points(lambda: opened.append(open_file(path, create=False)))):  # noqa: B007
+        while opened:
             opened.pop().close()
+        gc.collect()
         try:
-            assert eventually(lambda: not of_mmlsm(), 20), "a thread of an open that failed lives on"
-            gc.collect()
-            path.write_bytes(image)
-            with tiny(path) as db:
-                assert len(db) == 60
-                db[b"more"] = b"1"
-            path.write_bytes(image)
+            open_file(path, create=False).close()
         except BaseException as error:
             error.add_note(f"struck at step {strike.at}: {strike.where}")
             raise
+    assert count > 20
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted, TimeoutError])
 def test_a_close_struck_at_any_step_closes_all_the_same(path: Path, error: type[BaseException]) -> None:
-    state = {b"%03d" % i: bytes(50) for i in range(60)}
-    opened: list[mmlsm.Database] = []
-
-    def prepare() -> None:
-        path.unlink(missing_ok=True)
-        opened.append(db := tiny(path))
-        db.update(state)
-        db._engine.flush()
-        db.update(state)
-        db.put(b"large", bytes(2 << 20))
-        db[b"synced"] = b"1"
-        db.sync()
-
-    def operation() -> None:
-        opened[0].close()
-
-    prepare()
-    for strike in points(operation, most=POINTS_MOST, seed=error.__name__, error=error):
-        try:
-            db = opened.pop()
-            if not db.closed:
-                in_threads(lambda db=db: db.put(b"others", b"1"), timeout=20)
-                db.delete(b"others")
-                db.close()
-            assert eventually(lambda: not of_mmlsm(), 20)
-            with tiny(path) as again:
-                assert {key: value for key, value in again.items() if key != b"large"} == state | {b"synced": b"1"}
-            prepare()
-        except BaseException as failed:
-            failed.add_note(f"struck at step {strike.at}: {strike.where}")
-            raise
-    opened.pop().close()
+    closes(path, partial(points, most=POINTS_MOST, seed=error.__name__, error=error))
 
 
 def test_pages_of_a_segment_go_back_once_wherever_its_end_is_struck() -> None:

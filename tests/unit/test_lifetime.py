@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
 import itertools
@@ -23,31 +22,11 @@ import mmlsm
 import proof
 from commit_rig import eventually, in_threads
 from rig.lifetime.cycles import descriptors_of, leaks, left_of_lives
-from rig.lifetime.misuse import calls_on, calls_on_stream, handles_of, missing
-from rig.lifetime.world import maps_of, of_mmlsm, open_anew, tiny
+from rig.lifetime.forked import each_says_forked, in_child, let_go_of
+from rig.lifetime.misuse import calls_on, calls_on_stream, handles_of, missing, refused
+from rig.lifetime.world import filled, maps_of, of_mmlsm, open_anew, tiny
 
 LINUX = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
-
-
-def filled(path: Path, **settings: Any) -> mmlsm.Database:
-    """A database with pairs in a segment, in the memtable, and a large value."""
-    db = tiny(path, **settings)
-    db.update({b"%03d" % i: b"v" * 50 for i in range(60)} | {b"a": b"1"})
-    db.put(b"large", bytes(2 << 20))
-    db._engine.flush()
-    db[b"b"] = b"2"
-    return db
-
-
-def refused(name: str, call: Callable[[], object], error: type[mmlsm.Error]) -> None:
-    """The call raises that, and nothing else."""
-    try:
-        call()
-    except error:
-        return
-    except BaseException as other:
-        raise AssertionError(f"{name} raised {other!r}") from other
-    raise AssertionError(f"{name} raised nothing")
 
 
 def test_every_public_call_has_a_case() -> None:
@@ -79,50 +58,6 @@ def test_every_call_on_a_handle_that_has_ended_says_closed(path: Path, how: str)
         for name, call in calls_on(ended):
             refused(name, call, mmlsm.ClosedError)
         assert db[b"b"] == b"2"
-
-
-def others_of(db: mmlsm.Database) -> list[Any]:
-    """Its other handles, none where it is empty or closed by now."""
-    try:
-        return handles_of(db)[1:]
-    except (mmlsm.ClosedError, AssertionError, StopIteration):
-        return []
-
-
-def test_every_call_beside_a_close_answers_or_says_closed(path: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    for _ in range(3):
-        db = filled(path)
-        done = threading.Event()
-
-        def work(own: random.Random, db: mmlsm.Database = db, done: threading.Event = done) -> None:
-            while not done.is_set():
-                handles = [db, *others_of(db)]
-                calls = list(calls_on(handles))
-                with contextlib.suppress(mmlsm.ClosedError):
-                    calls += () if (stream := db.open_value(b"large")) is None else calls_on_stream(stream)
-                own.shuffle(calls)
-                for _, call in calls:
-                    try:
-                        call()
-                    except (mmlsm.ClosedError, StopIteration, KeyError):
-                        pass
-                    except mmlsm.Error as error:
-                        if type(error) not in (mmlsm.Error, mmlsm.ReadOnlyError):  # moves of a shared cursor
-                            raise
-                if db.closed:
-                    return
-
-        def close(pause: float = rng.random() * 0.1, db: mmlsm.Database = db) -> None:
-            threading.Event().wait(pause)
-            db.close()
-
-        works = [lambda n=n: work(random.Random(n)) for n in range(4)]
-        try:
-            in_threads(close, *works, timeout=60)
-        finally:
-            done.set()
-        proof.prove_file(path)
 
 
 def test_who_waits_for_the_write_lock_is_told_of_the_close_though_its_holder_never_ends(path: Path) -> None:
@@ -187,71 +122,61 @@ def test_no_handle_can_be_pickled_or_copied(path: Path, again: Any) -> None:
 # -- forks
 
 
-def in_child(work: Any) -> int:
-    """Run it in a forked child; the child's exit code: 0 where it did not raise."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:
-            os.write(2, f"in the child: {error!r}\n".encode())
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def test_in_children_forked_amid_commits_and_merges_each_call_says_so(path: Path, seed: int) -> None:
-    db = filled(path)
+@pytest.mark.parametrize("durability", ["full", "group", "off"])
+def test_in_children_forked_amid_commits_and_merges_each_call_says_so(path: Path, seed: int, durability: Any) -> None:
+    """In half of the rounds a write transaction keeps others from committing; in half they are anywhere in it."""
+    db = filled(path, durability=durability)
     rng, stop = random.Random(seed), threading.Event()
     view, large = db.get_view(b"a"), db.get_view(b"large")
-
-    def busy(number: int) -> None:
-        n = 0
-        while not stop.is_set():
-            n += 1
-            db[b"busy %d %d" % (number, n % 50)] = b"%d" % n * 30
-            if n % 20 == 0:
-                db.put(b"large %d" % number, bytes(2 << 20))
-            if n % 30 == number:
-                db.compact() if number else db.sync()
-
-    threads = [threading.Thread(target=busy, args=(number,), daemon=True) for number in range(3)]
-    for thread in threads:
+    busy = [threading.Thread(target=be_busy, args=(db, number, stop), daemon=True) for number in range(3)]
+    for thread in busy:
         thread.start()
     try:
-        for _ in range(6):
+        for number in range(6):
             stop.wait(rng.random() * 0.05)
-            handles = handles_of(db)
-            writing = db.begin(write=True)
-            writing.put(b"never", bytes(2 << 20))
-            stream = db.open_value(b"large")
+            handles, stream = handles_of(db), db.open_value(b"large")
+            writing = db.begin(write=True) if number % 2 else None
+            if writing is not None:
+                writing.put(b"never", bytes(2 << 20))
+                handles.append(writing)
             assert stream is not None
 
-            def work(handles: list[Any] = handles, writing: Any = writing, stream: BinaryIO = stream) -> None:
-                for name, call in [*calls_on([*handles, writing]), *calls_on_stream(stream), ("close", db.close)]:
-                    refused(name, call, mmlsm.ForkError)
-                writing.abort()
-                for handle in handles[1:5]:
-                    handle.drop() if isinstance(handle, mmlsm.Batch) else handle.close()
+            def work(handles: list[Any] = handles, stream: BinaryIO = stream) -> None:
+                each_says_forked(handles, stream)
+                let_go_of(handles)
                 assert (view, large) == (b"1", bytes(2 << 20))
-                handles.clear()
                 gc.collect()
                 with pytest.raises(mmlsm.LockedError):
                     mmlsm.open(path)
 
             code = in_child(work)
-            writing.abort()
+            if writing is not None:
+                writing.abort()
             assert code == 0
             db[b"parent"] = b"goes on"
     finally:
         stop.set()
-        for thread in threads:
+        for thread in busy:
             thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
+    assert not any(thread.is_alive() for thread in busy)
     db.close()
     proof.prove_file(path)
     assert (view, large) == (b"1", bytes(2 << 20))
+    with mmlsm.open(path) as again:
+        assert again[b"parent"] == b"goes on"
+        assert b"never" not in again
+
+
+def be_busy(db: mmlsm.Database, number: int, stop: threading.Event) -> None:
+    """Commits, large ones among them, syncs and compactions, until it is enough."""
+    n = 0
+    while not stop.is_set():
+        n += 1
+        db[b"busy %d %d" % (number, n % 50)] = b"%d" % n * 30
+        if n % 20 == 0:
+            db.put(b"large %d" % number, bytes(2 << 20))
+        if n % 30 == number:
+            db.compact() if number else db.sync()
 
 
 def test_a_child_forked_amid_a_close_waits_for_no_lock(path: Path) -> None:
@@ -400,4 +325,4 @@ def test_a_closed_database_holds_no_descriptor_and_no_map(path: Path) -> None:
 
 @LINUX
 def test_nothing_is_left_of_lives_in_a_row(path: Path) -> None:
-    assert leaks(*left_of_lives(path, 128)) == []
+    assert leaks(*left_of_lives(path, 64, warming=64)) == []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import pytest
 import mmlsm
 from commit_rig import eventually
 from mmlsm.settings import Durability, Settings
-from standstill_rig import PATIENCE_S, Standstill
+from standstill_rig import COMMITTER, PATIENCE_S, Standstill, standing_still
 
-WRITER, MERGER, COMMITTER = "mmlsm-writer", "mmlsm-merge", "committer"
+WRITER, MERGER = "mmlsm-writer", "mmlsm-merge"
 
 Pairs = dict[bytes, bytes]
 NEW = {b"001": b"new", b"new": b"n" * 20_000}
@@ -97,21 +96,6 @@ def read_all(readers: dict[Any, Pairs]) -> None:
     assert not thread.is_alive(), f"{told[-1]} waits"
     if errors:
         raise errors[0]
-
-
-@contextlib.contextmanager
-def standing_still(system: Standstill, thread: str, method: str, what: Callable[[], object]) -> Iterator[None]:
-    """Within the block that thread stands still in its next call of that method; `what` leads to it, and ends."""
-    system.hold(thread, method)
-    other = threading.Thread(target=what, name=COMMITTER, daemon=True)
-    other.start()
-    try:
-        assert system.reached.wait(PATIENCE_S), "nobody makes that call"
-        yield
-    finally:
-        system.let_go()
-    other.join(PATIENCE_S)
-    assert not other.is_alive()
 
 
 def is_whole(db: mmlsm.Database, path: Path, want: Pairs) -> None:

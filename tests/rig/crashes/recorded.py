@@ -52,6 +52,7 @@ PHASES: Final = {
     "leave_clean": "close",
     "flush_oldest": "flush",
     "rework": "relocation",
+    "move_extent": "moving a large value",
     "set_aside": "setting aside",
     "merge_tier": "merge of tiers",
     "drain": "merge into the bottom",

@@ -32,6 +32,7 @@ import mmlsm.write.merger
 import mmlsm.write.node_writer
 import mmlsm.write.recovery
 from commit_rig import eventually, in_threads
+from mmlsm.limits import PAGE_BYTES
 from mmlsm.settings import Settings
 from rig.crashes.recorded import Log, RecordedSystem
 
@@ -107,6 +108,11 @@ class Story:
         last = self.db.seq
         self.db.close()
         self.log.mark("synced", last)
+
+    def page_of(self, key: bytes) -> int:
+        """Where the extent of a large value begins."""
+        with self.db.open_value(key) as stream:
+            return int(stream.raw._reference.page)
 
     def settle(self) -> None:
         """Wait while the background installs one thing after the other."""
@@ -328,15 +334,18 @@ def overflow(story: Story) -> None:
 
 @workload()
 def compaction(story: Story) -> None:
-    """Holes everywhere: leaves, the log and the manifest move forward, and the file is cut."""
+    """Holes everywhere: leaves, a large value, the log and the manifest move forward, and the file is cut."""
     story.open()
+    for key, size in ((b"stream", 2 * STREAM), (b"kept", STREAM)):
+        story.commit({key: story.rng.randbytes(size)}, "group")
     for i in range(5):
         story.commit(story.some(40, 300, keys=41, first=40 * i), "off")
-    story.commit({b"stream": story.rng.randbytes(STREAM)}, "group")
     story.flush()
+    page = story.page_of(b"kept")
     story.commit({**story.gone(120, keys=200), b"stream": None}, "group")
     story.compact()
-    story.commit(story.some(5), "full")
+    assert story.page_of(b"kept") < page, "the large value behind the hole has not moved"
+    story.commit({**story.some(5), b"kept": None}, "full")
     story.compact()
     story.close()
 
@@ -344,13 +353,15 @@ def compaction(story: Story) -> None:
 @workload(idle_s=0.002)
 def relocation_when_idle(story: Story) -> None:
     story.open()
-    story.commit({b"stream": story.rng.randbytes(STREAM + 5000)}, "group")
+    for key, size in ((b"stream", 2 * STREAM), (b"kept", STREAM)):
+        story.commit({key: story.rng.randbytes(size + 5000)}, "group")
     story.commit(story.some(40, 200), "group")
     story.flush()
+    page, pages = story.page_of(b"kept"), story.db.stats().space.total
     story.commit({b"stream": None, **story.gone(20)}, "group")
     story.flush()
-    pages = story.db.stats().space.total
-    eventually(lambda: story.db.stats().space.total < pages // 2, 1)
+    assert eventually(lambda: story.page_of(b"kept") < page, 20), "the large value behind the hole has not moved"
+    assert eventually(lambda: story.db.stats().space.total <= pages - 2 * STREAM // PAGE_BYTES, 20), "it was not cut"
     story.commit(story.some(5), "full")
     story.close()
 

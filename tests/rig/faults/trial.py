@@ -194,8 +194,9 @@ class Trial:
 
     def check_going_on(self, db: Any) -> None:
         """All is as if nothing had been: commits, flushes, merges, figures, and no page is missing."""
-        commits = [lambda mode=mode: self.ledger.commit(db, mode) for mode in MODES]
-        for call in (*commits, db._engine.flush, db.compact):
+        for mode in MODES:
+            self.ledger.commit(db, mode)
+        for call in (db._engine.flush, db.compact):
             try:
                 call()
             except REFUSALS:  # what a try before the end of the fault came to

@@ -141,3 +141,20 @@ def points(
         yield strike
         if not strike.struck:
             return
+
+
+def every_point(
+    call: Callable[[], Any], rng: random.Random, error: type[BaseException] = KeyboardInterrupt
+) -> Iterator[Strike]:
+    """As `points` without `most`, in any order: a run without a strike, one struck at each point that this one had, and
+    on behind the last of them until a run is through."""
+    strike = Strike(0, error)
+    strike(call)
+    yield strike
+    last = strike.points
+    for at in [*rng.sample(range(1, last + 1), last), *range(last + 1, last + 10_000)]:
+        strike = Strike(at, error)
+        strike(call)
+        yield strike
+        if at > last and not strike.struck:
+            return

@@ -177,3 +177,14 @@ def calls_on_stream(stream: BinaryIO) -> Iterator[tuple[str, Callable[[], object
     yield "stream.readinto", lambda: stream.readinto(bytearray(100_000))  # type: ignore[attr-defined]
     yield "stream.readline", lambda: stream.readline()
     yield "stream.seek", lambda: (stream.seek(-9, io.SEEK_END), stream.tell(), stream.read())
+
+
+def refused(name: str, call: Callable[[], object], error: type[mmlsm.Error] | tuple[type[mmlsm.Error], ...]) -> None:
+    """The call raises that, and nothing else."""
+    try:
+        call()
+    except error:
+        return
+    except BaseException as other:
+        raise AssertionError(f"{name} raised {other!r}") from other
+    raise AssertionError(f"{name} raised nothing")

@@ -13,6 +13,7 @@ from typing import Any
 import mmlsm
 import proof
 from commit_rig import eventually, in_threads
+from mmlsm.file import SYSTEM, System
 from mmlsm.settings import Settings
 
 TINY = {"memtable_bytes": 1 << 16, "leaf_bytes": 4096, "node_entries_max": 8, "log_extent_bytes": 4096}
@@ -26,9 +27,19 @@ State = dict[bytes, bytes]
 Write = Callable[[State], Callable[[], object]]
 
 
-def tiny(path: Path, **settings: Any) -> mmlsm.Database:
+def tiny(path: Path, system: System = SYSTEM, **settings: Any) -> mmlsm.Database:
     """A database with small parts, whose commits wait for no disk unless it is asked for."""
-    return mmlsm.Database(path, Settings(**{"durability": "off", **TINY, **settings}))
+    return mmlsm.Database(path, Settings(**{"durability": "off", **TINY, **settings}), system)
+
+
+def filled(path: Path, system: System = SYSTEM, **settings: Any) -> mmlsm.Database:
+    """That, with pairs in a segment, in the memtable, and a large value."""
+    db = tiny(path, system, **settings)
+    db.update({b"%03d" % i: b"v" * 50 for i in range(60)} | {b"a": b"1"})
+    db.put(b"large", bytes(2 << 20))
+    db._engine.flush()
+    db[b"b"] = b"2"
+    return db
 
 
 def killed(db: mmlsm.Database) -> None:
