@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from mmlsm.channel import UNSUPPORTED, Channel, refused, write_all
-from mmlsm.descriptor import Descriptor
+from mmlsm.descriptor import Descriptor, no_fork
 from mmlsm.errors import Error, StorageError
 from mmlsm.forks import Forks
 from mmlsm.handle import DiskFile, File, MemoryFile, after_fork_in_child
@@ -204,14 +204,11 @@ def _is_over(fd: int) -> bool:
 FORKS: Final = Forks(os.pipe, _is_over, os.close)
 
 
-def _forked() -> None:
-    FORKS.in_child()
-    after_fork_in_child()
-
-
 if hasattr(os, "register_at_fork"):
-    # A fork waits while a lock's descriptor is between its opening and our note of it.
-    os.register_at_fork(before=FORKS.before, after_in_parent=FORKS.in_parent, after_in_child=_forked)
+    # A fork waits while a lock's descriptor is between its opening and our note of it. What comes before a fork is done
+    # in the opposite order: the lock is taken first. It and the end of the handles hang on no Python code of the other.
+    os.register_at_fork(before=FORKS.before, after_in_parent=FORKS.in_parent, after_in_child=FORKS.in_child)
+    os.register_at_fork(before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=after_fork_in_child)
 
 
 # ---- opening

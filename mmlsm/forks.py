@@ -4,7 +4,7 @@ A child inherits views and their maps, and nobody else knows of them. So what wa
 until the child, and whoever it forked in turn, has ended. A pipe tells: the child's end of it is closed by nobody, so
 it goes with the last of them, or with their exec.
 
-Any thread forks, while `no_fork` keeps other forks out; any thread lets go.
+Any thread forks, one at a time (`no_fork`); any thread lets go.
 
 I1. What is viewed is held before the fork: a view that goes just then does not let go of what the child has.
 I2. Where there is no descriptor for a pipe, what is viewed is held until this process ends.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mmlsm.descriptor import no_fork
 from mmlsm.locks import new_lock
 
 Keepers = list[object]
@@ -45,8 +44,7 @@ class Forks:
         self._looking = new_lock()
 
     def before(self) -> None:
-        """Hold what is viewed (I1)."""
-        no_fork.acquire()
+        """Hold what is viewed (I1). REQUIRES `no_fork`, and so do the next two."""
         keepers: Keepers = []
         ends = None
         try:
@@ -59,15 +57,12 @@ class Forks:
 
     def in_parent(self) -> None:
         """Hold it until the child has ended. A fork that failed has no child, which looks like one that has ended."""
-        try:
-            keepers, ends = self._under_way.pop()
-            if ends is not None:
-                self._held[ends[0]] = keepers
-                self._close(ends[1])
-            elif keepers:
-                self._held_for_good.append(keepers)
-        finally:
-            no_fork.release()
+        keepers, ends = self._under_way.pop()
+        if ends is not None:
+            self._held[ends[0]] = keepers
+            self._close(ends[1])
+        elif keepers:
+            self._held_for_good.append(keepers)
 
     def in_child(self) -> None:
         """Keep this child's end, and those of the forks before that made it. What the parents hold is theirs."""
