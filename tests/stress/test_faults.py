@@ -12,14 +12,18 @@ from pathlib import Path
 import pytest
 
 from campaign import Campaign
-from rig.faults.campaign import run
+from rig.faults.campaign import Findings, run
 from rig.faults.system import METHODS
 
 
 @pytest.mark.timeout(900)
 def test_a_fault_at_any_call_breaks_no_promise(campaign: Campaign, tmp_path: Path, mode: str) -> None:
     began = time.monotonic()
-    figures = run(tmp_path, campaign.seed, campaign.trials(420, 10**9), every=campaign.long)
+    try:
+        figures = run(tmp_path, campaign.seed, campaign.trials(420, 10**9), every=campaign.long)
+    except Findings as found:
+        campaign.report(**found.figures)
+        raise
     campaign.report(trials_per_s=round(figures["trials"] / (time.monotonic() - began), 1), **figures)
     assert figures["injected"] >= 0.5 * figures["trials"], figures
     missing = set(METHODS) - figures["by_method"].keys()

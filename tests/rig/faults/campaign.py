@@ -122,7 +122,11 @@ def weight_of(calls: int) -> int:
 
 
 class Findings(AssertionError):
-    """What trials found."""
+    """What trials found; `figures` as `run` gives them."""
+
+    def __init__(self, text: str, figures: dict[str, Any]) -> None:
+        super().__init__(text)
+        self.figures = figures
 
 
 def run(
@@ -169,6 +173,8 @@ def run(
             thread.start()
         for thread in threads:
             thread.join()
+    figures = {**totals, "sites": len(sites), "by_method": dict(by_method), "by_kind": dict(by_kind)}
     if findings:
-        raise Findings("\n\n".join(finding for finding in findings if finding))
-    return {**totals, "sites": len(sites), "by_method": dict(by_method), "by_kind": dict(by_kind)}
+        told = [finding for finding in findings if finding]
+        raise Findings("\n\n".join(told), {**figures, "findings": len(told)})
+    return figures

@@ -120,7 +120,8 @@ def threads(work: Work) -> None:
         except BaseException as error:
             found.append(error)
 
-    running = [threading.Thread(target=run, args=(mode,), name=f"commits {mode}") for mode in (*MODES, "full")]
+    modes = enumerate((*MODES, "full"))  # each a name of its own: who writes late is told by it
+    running = [threading.Thread(target=run, args=(mode,), name=f"{i} commits {mode}") for i, mode in modes]
     for thread in running:
         thread.start()
     for thread in running:
