@@ -104,12 +104,15 @@ def steps_of_salvage(path: Path, out: Path) -> int:
         frame.f_trace_opcodes = True
         return within
 
-    before = sys.gettrace()
+    before, here = sys.gettrace(), sys._getframe()
+    here.f_trace_opcodes = True  # from Python 3.12 on some frame must ask for them before the trace is set
     sys.settrace(entered)
     try:
         mmlsm.salvage(path, out)
     finally:
         sys.settrace(before)
+        here.f_trace_opcodes = False
+    assert count
     return count
 
 
