@@ -117,7 +117,8 @@ class World:
             killed(db)
         self.db = tiny(self.path, **self.settings)
         there = dict(self.db.items())
-        assert there in (self.state, after), "half of a commit is there after the reopening"
+        wrong = sorted(key for key, _ in there.items() ^ self.state.items())
+        assert there in (self.state, after), f"half of a commit is there after the reopening: {wrong[:5]} differ"
         self.state = there
         return True
 
@@ -140,6 +141,7 @@ class World:
         # Of an extent that was given back and is still referred to, the next one would take the pages.
         db.put(b"after large", large := value.ljust(EXTENT_LEAST, b"."))
         self.state[b"after large"] = large
+        db.sync()  # else what comes next may end the handle, and these with it: they are `off`
 
     def is_sound(self, *, pins: bool = True) -> None:
         """That, a flush, a merge, a proof; and with `pins` none but the newest."""
