@@ -173,29 +173,6 @@ def test_after_churn_a_compacted_file_is_little_more_than_what_is_live(
     assert path.stat().st_size <= 1.15 * live_bytes(model) + (64 << 10)
 
 
-def test_with_the_best_fit_a_compacted_file_is_as_short_as_with_the_earliest(
-    open_db: Callable[..., Any], path: Path, tmp_path: Path, seed: int
-) -> None:
-    """The policy is that of new pages; what moves, nodes, large values, log and manifest, goes to the earliest."""
-    sizes = []
-    for policy in ("earliest", "best"):
-        rng = random.Random(seed)
-        path = tmp_path / f"{policy}.db"
-        db = open_db(path, allocation=policy, memtable_bytes=1 << 20)
-        for _ in range(700):
-            db.put(b"%04d" % rng.randrange(600), rng.randbytes(rng.choice([300, 5000, 20_000])))
-        db.compact()
-        for i in range(600):
-            if rng.random() < 0.8:
-                db.delete(b"%04d" % i)
-        db.compact()
-        sizes.append(path.stat().st_size)
-        db.close()
-        sizes.append(path.stat().st_size)
-    early, early_closed, best, best_closed = sizes
-    assert (best, best_closed) <= (1.1 * early, 1.1 * early_closed)
-
-
 @pytest.mark.parametrize("what", ["leaves", "extents"])
 def test_what_moves_goes_to_the_earliest_pages_whatever_the_policy(what: str) -> None:
     """A hole that fits better stands behind the first."""
