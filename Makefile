@@ -58,7 +58,7 @@ test-interpreted: $(VENV_INTERPRETED)/installed
 # The compiled suite, but for the rig and its campaigns, on another Python: make on-3.13
 on-%:
 	$(MAKE) test-compiled VENV=.venv-$* PYTHON=$(or $(PYTHON_$*),python$*) \
-	    TESTS="$(or $(TESTS),-m 'not campaign and not rig')"
+	    TESTS="$(or $(TESTS_$*),$(TESTS),-m 'not campaign and not rig')"
 
 lint: $(VENV)/tools
 	$(VENV)/bin/ruff check .
